@@ -1,0 +1,31 @@
+"""What the notebooks share: loading, measuring, recording, plotting. No technique is hidden in here.
+
+The names are imported when they are first used: `import helpers` alone loads neither torch nor
+transformers, touches no GPU and no network, and changes no global style.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "errors": "AdapterError DataError DeviceError ModelError OfflineError ParameterError TutorialError",
+    "machine": "Machine choose_machine",
+    "measuring": "Cost ParameterCount count_parameters fingerprint measure",
+    "models": "load_encoder load_tokenizer transformer_blocks",
+    "plots": "plot_confusion plot_learning_curves plot_lines plot_map plot_scoreboard plot_scores",
+    "records": "Record read_records record scoreboard write_records",
+    "tasks": "Task load_task",
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'helpers' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

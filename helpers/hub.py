@@ -6,11 +6,15 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import socket
 import threading
+from collections import defaultdict
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlparse
+from urllib.request import getproxies, proxy_bypass
 
 from .errors import DataError, ModelError, OfflineError
 
@@ -33,16 +37,18 @@ def hub_reachable(timeout: float = PROBE_SECONDS) -> bool:
     `from_pretrained` retries for about 50 seconds before it gives up; this asks first. False
     without asking when `HF_HUB_OFFLINE` is set.
     """
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
-        return False
     from huggingface_hub import constants
 
+    if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        return False
     return _connects(constants.ENDPOINT, timeout)
 
 
-@lru_cache
 def _connects(endpoint: str, timeout: float) -> bool:
     url = urlparse(endpoint)
+    proxy = getproxies().get(url.scheme)
+    if proxy and not proxy_bypass(url.hostname or ""):
+        url = urlparse(proxy if "://" in proxy else f"http://{proxy}")
     answered = threading.Event()
 
     def knock() -> None:
@@ -102,28 +108,75 @@ def _from_hub(name: str, revision: str | None) -> tuple[Path, str]:
 
 def _snapshot(name: str, revision: str | None, kind: str, patterns: list[str]) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
+    refusal = ModelError if kind == "model" else DataError
     options = {"revision": revision, "repo_type": kind, "allow_patterns": patterns}
+    lacking = "is not on this machine"
     try:
-        return Path(snapshot_download(name, local_files_only=True, **options)), "the Hub's local cache"
+        cached = Path(snapshot_download(name, local_files_only=True, **options))
+        gap = _gap(cached, kind)
+        if not gap:
+            return cached, "the Hub's local cache"
+        lacking = f"is only partly in the Hub's local cache ({gap})"
+    except HFValidationError as error:
+        raise refusal(
+            f"{kind} {name!r}: there is no such folder in {Path.cwd()}, and it cannot be a Hub id ({error}). Give an "
+            f"existing folder, or an id such as 'owner/name'."
+        ) from None
     except LocalEntryNotFoundError:
         pass
+    advice = "Connect, or download it elsewhere and give its folder."
     if not hub_reachable():
         raise OfflineError(
-            f"{kind} {name!r} is not on this machine and the Hugging Face Hub did not answer within "
-            f"{PROBE_SECONDS:.0f} seconds (or HF_HUB_OFFLINE is set). Connect, or download it elsewhere and give "
-            f"its folder."
+            f"{kind} {name!r} {lacking} and the Hugging Face Hub did not answer within {PROBE_SECONDS:.0f} seconds "
+            f"(or HF_HUB_OFFLINE is set). {advice}"
         )
     try:
         return Path(snapshot_download(name, **options)), "the Hugging Face Hub"
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         reason = str(error).splitlines()[0]
-        refusal = ModelError if kind == "model" else DataError
         raise refusal(
             f"{kind} {name!r}: the Hub has no such {kind} or revision, or it needs a login ({reason}). Check the "
             f"spelling on the Hub's page; for a model behind a licence click, log in with `hf auth login` first."
         ) from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, ConnectionError, TimeoutError) as error:
+        raise OfflineError(
+            f"{kind} {name!r} {lacking} and the Hugging Face Hub broke off ({type(error).__name__}: "
+            f"{str(error)[:200]}). {advice}"
+        ) from None
+
+
+def _gap(folder: Path, kind: str) -> str:
+    """What a cached snapshot lacks: the cache also holds broken-off downloads and the few files others asked for."""
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    wanted = {".safetensors"} if kind == "model" else {".csv", ".tsv", ".jsonl", ".parquet"}
+    content = [p for p in files if p.suffix in wanted]
+    if not content:
+        return f"no {' or '.join(sorted(wanted))} file"
+    tokenizer = {"tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model"}
+    if kind == "model" and not tokenizer & {p.name for p in files}:
+        return "no tokenizer"
+    return missing_parts(content)
+
+
+def missing_parts(files: Iterable[Path]) -> str:
+    """Say which series such as `train-00000-of-00002.parquet` is not complete among `files`, or ""."""
+    series = defaultdict(set)
+    for file in files:
+        if match := re.fullmatch(r"(.+)-(\d+)-of-(\d+).*", file.stem):
+            series[match[1], int(match[3]), file.suffix, file.parent].add(match[2])
+    return ", ".join(
+        f"{len(numbers)} of {total} files {start}-*{end}"
+        for (start, total, end, _), numbers in series.items()
+        if len(numbers) < total
+    )
 
 
 def fetch_dataset(name: str) -> Path:
@@ -150,13 +203,23 @@ def check_weights(folder: Path, sha256: str | None = None) -> None:
         raise ModelError(f"{folder}: found {why}, expected *.safetensors. Download the safetensors files of the model.")
     for file in files:
         _check_safetensors(file)
+    if gap := missing_parts(files):
+        raise ModelError(f"{folder}: found only {gap}. Copy or download the others too.")
     if sha256:
-        found = hashlib.sha256(files[0].read_bytes()).hexdigest()
+        about = files[0].stat()
+        found = _sha256(files[0], about.st_size, about.st_mtime_ns)
         if found != sha256:
             raise ModelError(
                 f"{files[0]}: SHA-256 {found}, expected {sha256}. The file is damaged or another version. Delete "
                 f"it and install or download it again."
             )
+
+
+@lru_cache
+def _sha256(file: Path, size: int, changed_ns: int) -> str:
+    """Read in pieces, and once for each state of the file: a notebook loads the same weights many times."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _check_safetensors(file: Path) -> None:
@@ -168,7 +231,7 @@ def _check_safetensors(file: Path) -> None:
             raise ModelError(
                 f"{file}: a Git LFS pointer of {size} bytes, not the weights. Run `git lfs pull` in that repository."
             )
-        if start.lstrip()[:1] == b"<":
+        if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
             raise ModelError(f"{file}: a web page, not weights (begins with {start[:30]!r}). {remedy}")
         length = int.from_bytes(start[:8], "little")
         if size < 8 or length > min(size, LARGEST_HEADER):
@@ -176,9 +239,10 @@ def _check_safetensors(file: Path) -> None:
         stream.seek(8)
         try:
             header = json.loads(stream.read(length))
-        except ValueError:
+            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+            expected = 8 + length + max(ends, default=0)
+        except (ValueError, LookupError, TypeError, AttributeError):
             raise ModelError(f"{file}: its header is damaged. {remedy}") from None
-    expected = 8 + length + max((t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"), default=0)
     if size != expected:
         raise ModelError(
             f"{file}: {size:,} bytes, its header promises {expected:,}; the download was cut off. {remedy}"

@@ -53,6 +53,8 @@ def choose_machine(*, device: str = "auto", precision: str = "auto") -> Machine:
     has_bf16, why = _bfloat16(chosen)
     if precision == "bfloat16" and chosen == "cuda" and not has_bf16:
         raise DeviceError(f"precision='bfloat16': {why}. Use precision='float16' or 'auto'.")
+    if precision != "auto":
+        why = f"{precision} as asked"
     dtype = getattr(torch, precision) if precision != "auto" else (torch.bfloat16 if has_bf16 else torch.float32)
     reason = fault if device == "auto" and chosen == "cpu" else _describe(chosen)
     machine = Machine(_platform(), chosen, dtype, f"{reason.rstrip('.')}; {why}")
@@ -69,6 +71,8 @@ def cuda_fault() -> str:
     """
     if not torch.cuda.is_available():
         return "No CUDA card is visible."
+    if torch.version.hip:  # an AMD card: the list holds names such as gfx90a
+        return ""
     major, minor = torch.cuda.get_device_capability()
     built = torch.cuda.get_arch_list()
     # A card runs kernels built for its own generation with the same or a lower minor number.
@@ -88,7 +92,7 @@ def _bfloat16(device: str) -> tuple[bool, str]:
         # Not is_bf16_supported(): that is True for cards that only emulate it.
         return major >= 8, f"compute capability {major}.{minor}, bfloat16 from 8.0"
     if device == "mps":
-        return False, "float32 on Apple GPUs"
+        return False, "float32 unless asked on Apple GPUs"
     fast = _cpu_features() & {"amx_bf16", "avx512_bf16"}
     return bool(fast), f"the CPU has {', '.join(sorted(fast))}" if fast else "the CPU has no bfloat16 instructions"
 
@@ -103,7 +107,7 @@ def _describe(device: str) -> str:
     if device == "cuda":
         count = torch.cuda.device_count()
         return f"{torch.cuda.get_device_name()}{f', one of {count}' if count > 1 else ''}"
-    return f"{torch.get_num_threads()} threads"
+    return "Apple GPU" if device == "mps" else f"{torch.get_num_threads()} threads"
 
 
 def _platform() -> str:

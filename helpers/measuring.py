@@ -87,7 +87,7 @@ def measure(device: str = "cpu") -> Iterator[Cost]:
     """Measure a block: `with measure() as cost: ...`, then read `cost.seconds` and `cost.peak_mib`."""
     cost = Cost()
     _release_freed_memory()
-    if device == "cuda":
+    if device.startswith("cuda"):
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -40,16 +40,32 @@ def load_encoder(
         raise ModelError(
             f"{folder}/config.json: {str(error).splitlines()[0]} Use a model type that transformers has."
         ) from None
-    if random_weights:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = AutoModel.from_config(config, trust_remote_code=False)
-        source = f"random weights, seed {seed}"
-    else:
-        with _no_progress_bar():
-            model = AutoModel.from_pretrained(
-                folder, config=config, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
-            )
+    missing: list[str] = []
+    try:
+        if random_weights:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPU as well
+                model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
+            source = f"random weights, seed {seed}"
+        else:
+            with _no_progress_bar():
+                model, report = AutoModel.from_pretrained(
+                    folder,
+                    config=config,
+                    dtype=torch.float32,
+                    trust_remote_code=False,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                )
+            missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
+    except (ValueError, KeyError, OSError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{folder}: config.json and the weights do not fit ({reason}). Download both again.") from None
+    if missing:
+        raise ModelError(
+            f"{folder}: the weights lack {len(missing)} tensors of this {type(model).__name__}, such as {missing[0]}, "
+            f"which would stay random. Give a complete model, with the config.json that belongs to it."
+        )
     if not quiet:
         print(f"Encoder {name}: {sum(p.numel() for p in model.parameters()):,} parameters from {source}")
     return model.to(device).eval()

@@ -72,6 +72,8 @@ def plot_scores(
     ax = _axes(ax, (7.0, 0.45 * len(scores) + 1.4))
     groups = list(dict.fromkeys(group for row in scores.values() for group in row))
     for number, group in enumerate(groups):
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        first = next(position for position, row in enumerate(scores.values()) if group in row)
         for position, row in enumerate(scores.values()):
             if group in row:
                 mean = float(np.mean(row[group]))
@@ -80,10 +82,10 @@ def plot_scores(
                     mean,
                     position + 0.12 * (number - (len(groups) - 1) / 2),
                     xerr=spread,
-                    color=COLOURS[number],
-                    marker=MARKERS[number],
+                    color=colour,
+                    marker=marker,
                     linestyle="none",
-                    label=group if position == 0 else None,
+                    label=group if position == first else None,
                 )
                 ax.annotate(
                     f"{mean:.1f}",
@@ -92,7 +94,7 @@ def plot_scores(
                     xytext=(0, 8 - 25 * number),
                     ha="center",
                     fontsize=8,
-                    color=COLOURS[number],
+                    color=colour,
                 )
     ax.set_yticks(range(len(scores)), list(scores))
     ax.set_ylim(len(scores) - 0.4, -0.6)
@@ -131,6 +133,7 @@ def plot_map(
         labels: the names; with more than 12 only the 12 most frequent are told apart.
     """
     ax = _axes(ax, (7.5, 5.0))
+    labels = [label.replace("$", r"\$") for label in labels]
     targets = np.asarray(targets)
     frequent = np.argsort(-np.bincount(targets, minlength=len(labels)), kind="stable")[:12]
     others = ~np.isin(targets, frequent)
@@ -159,6 +162,7 @@ def plot_confusion(
     truth: Sequence[int], predicted: Sequence[int], labels: Sequence[str], *, title: str = "", ax: Axes | None = None
 ) -> Axes:
     """Draw how many texts of each true label (rows) got each predicted label (columns)."""
+    labels = [label.replace("$", r"\$") for label in labels]  # a text, not a formula
     size = len(labels)
     counts = np.zeros((size, size), dtype=int)
     np.add.at(counts, (np.asarray(truth), np.asarray(predicted)), 1)

@@ -85,11 +85,9 @@ def record(
     """
     if technique not in TECHNIQUES:
         raise ParameterError(f"technique={technique!r}: expected one of {', '.join(TECHNIQUES)}.")
-    for name, value in metrics.items():
+    for name, value in {**metrics, "train_seconds": train_seconds, "peak_mib": peak_mib}.items():
         if not math.isfinite(value):
-            raise ParameterError(
-                f"metric {name} of {technique} ({variant}) is {value}: a record needs a finite number."
-            )
+            raise ParameterError(f"{name} of {technique} ({variant}) is {value}: a record needs a finite number.")
     return [
         Record(
             notebook=notebook,
@@ -99,12 +97,12 @@ def record(
             task=task.name,
             task_fingerprint=task.fingerprint,
             split=split,
-            seed=seed,
+            seed=int(seed),
             metric=name,
             value=round(float(value), 6),
-            trainable_parameters=trainable_parameters,
-            total_parameters=total_parameters,
-            adapter_bytes=adapter_bytes,
+            trainable_parameters=int(trainable_parameters),
+            total_parameters=int(total_parameters),
+            adapter_bytes=int(adapter_bytes),
             train_seconds=round(train_seconds, 3),
             peak_mib=round(peak_mib, 1),
             device=device,
@@ -149,6 +147,8 @@ def read_records(folder: str | Path) -> pd.DataFrame:
             raise DataError(
                 f"{path}, line {error.lineno}: not valid JSON ({error.msg}). Delete it and run its notebook again."
             ) from None
+        if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+            raise DataError(f"{path}, line 1: expected a list of records. Delete it and run its notebook again.")
         for number, row in enumerate(found, 1):
             missing = [name for name in FIELDS if name not in row]
             if missing:
@@ -175,6 +175,9 @@ def scoreboard(results_dir: str = "results", *, task: Task | None = None, metric
     live = read_records(Path(results_dir) / "records").assign(source="this run")
     recorded = read_records(MEASUREMENTS).assign(source="recorded")
     rows = pd.concat([frame for frame in (live, recorded) if len(frame)] or [live])
+    if len(rows) and metric not in set(rows["metric"]):
+        known = ", ".join(sorted(set(rows["metric"])))
+        raise ParameterError(f"metric={metric!r}: the records have {known}. Use one of these.")
     rows = rows[rows["metric"] == metric]
     if task is not None:
         rows = rows[rows["task_fingerprint"] == task.fingerprint]
@@ -183,13 +186,15 @@ def scoreboard(results_dir: str = "results", *, task: Task | None = None, metric
         of_technique = rows[rows["technique"] == technique]
         if of_technique.empty:
             table.append({"technique": technique, "variant": "not run"})
-        for (variant, task_name, source), runs in of_technique.groupby(["variant", "task", "source"], sort=False):
+        keys = ["variant", "backbone", "task", "task_fingerprint", "source"]
+        for (variant, backbone, task_name, _, source), runs in of_technique.groupby(keys, sort=False):
             on_test = runs[runs["split"] == "test"]
             shifted = runs[runs["split"] == "test_shifted"]
             table.append(
                 {
                     "technique": technique,
                     "variant": variant,
+                    "backbone": backbone,
                     "task": task_name,
                     "source": source,
                     "seeds": on_test["seed"].nunique(),
@@ -204,6 +209,7 @@ def scoreboard(results_dir: str = "results", *, task: Task | None = None, metric
     columns = [
         "technique",
         "variant",
+        "backbone",
         "task",
         "source",
         "seeds",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import difflib
 import hashlib
@@ -20,14 +21,14 @@ import pyarrow
 import pyarrow.parquet
 
 from .errors import DataError, OfflineError, ParameterError
-from .hub import fetch_dataset
+from .hub import fetch_dataset, missing_parts
 
 HELPDESK = Path(__file__).resolve().parent.parent / "data" / "helpdesk"
 SPLITS = ("train", "validation", "test")
 EXTRA_SPLITS = ("test_shifted",)
 KEPT_COLUMNS = ("id", "reply_id")
 # What pandas reads as "no value": a tool further down the line would lose such a row in silence.
-MISSING = {"NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "<NA>", "#N/A", "#NA", "-nan"}
+MISSING = {"NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "<NA>", "#N/A", "#NA", "-nan", "-NaN", "#N/A N/A"}
 
 
 @dataclass(frozen=True)
@@ -89,18 +90,21 @@ def load_task(
         ParameterError: `train_examples` is negative, too large, or below one a label.
         OfflineError: the task is a Hub id, not in the local cache, and the Hub does not answer.
 
-    Source: data/helpdesk/README (written for this project, CC0).
+    Source: data/README.md (written for this project, CC0).
     """
     rows, known = _read_task(task, text_column, label_column)
     if labels is None:
         labels = known
-    _check_ids(row for split in rows.values() for row in split)
+    for members in rows.values():
+        _check_ids(members)
+        if labels is None:
+            _check_spelling(members, label_column)
     if "validation" not in rows:
         rows = _split(rows["train"], label_column, text_column)
     names = _label_names(rows, label_column, labels)
     if train_examples:
         rows["train"] = _draw(rows["train"], label_column, len(names), train_examples, seed)
-    for note in _notes(rows, text_column):
+    for note in _notes(rows, text_column, label_column):
         print(note)
     return _build(task, rows, names, text_column, label_column)
 
@@ -121,7 +125,10 @@ def _read_task(task: str, text: str, label: str) -> tuple[dict[str, list[Row]], 
         try:
             path = fetch_dataset(task)
         except OfflineError as error:
-            raise OfflineError(f"{error} A local file or folder, or task='helpdesk', needs no network.") from None
+            raise OfflineError(
+                f"{error} There is no file or folder {task!r} in {Path.cwd()} either. A local file or folder, or "
+                f"task='helpdesk', needs no network."
+            ) from None
     if path.is_file():
         files = {"train": [path]}
     else:
@@ -138,11 +145,25 @@ def _is_hub_id(task: str) -> bool:
 
 def _split_files(folder: Path) -> dict[str, list[Path]]:
     """The files of each split, in the layouts train.csv and data/train-00000-of-00001.parquet."""
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _READERS)
+    # Hidden folders hold copies: JupyterLab keeps .ipynb_checkpoints/train-checkpoint.csv of every file it saves.
+    found = sorted(
+        p
+        for p in folder.rglob("*")
+        if p.suffix.lower() in _READERS and not any(part.startswith(".") for part in p.relative_to(folder).parts)
+    )
     by_split: dict[str, list[Path]] = {}
     for split in SPLITS + EXTRA_SPLITS:
-        # "test-0001" and "test" belong to test, "test_shifted" does not.
-        matching = [p for p in found if re.fullmatch(rf"{split}(-.*)?", p.stem)]
+        # "test", "test-0001", "test-00000-of-00002" and "test-00000-of-00002-1a2b3c4d5e6f7a8b" belong to test;
+        # "test_shifted" and "test-old" do not.
+        matching = [p for p in found if re.fullmatch(rf"{split}(-\d+(-of-\d+)?(-[0-9a-f]{{8,}})?)?", p.stem)]
+        places = {(p.parent, p.suffix.lower(), "-" in p.stem) for p in matching}
+        if len(places) > 1:
+            raise DataError(
+                f"{folder}: found {', '.join(str(p.relative_to(folder)) for p in matching)} for '{split}': copies of "
+                f"each other, or different datasets. Keep one of them, or give the folder of one dataset."
+            )
+        if gap := missing_parts(matching):
+            raise DataError(f"{folder}, split '{split}': found only {gap}. Copy or download the others too.")
         if matching:
             by_split[split] = matching
     missing = [split for split in SPLITS if split not in by_split]
@@ -174,8 +195,9 @@ def _require_columns(path: Path, line: int, found: Iterable[str], needed: Iterab
     found = list(found)
     for column in needed:
         if column not in found:
-            close = difflib.get_close_matches(column.lower(), [str(f).strip().lower() for f in found], n=1)
-            hint = f" Did you mean '{close[0]}'?" if close else ""
+            spelled = {name.strip().lower(): name for name in found}
+            close = difflib.get_close_matches(column.lower(), spelled, n=1)
+            hint = f" Did you mean {spelled[close[0]]!r}?" if close else ""
             raise DataError(
                 f"{path}, line {line}, column '{column}': missing; the columns are "
                 f"{', '.join(repr(f) for f in found)}.{hint} Rename one to '{column}', or name yours with "
@@ -185,9 +207,15 @@ def _require_columns(path: Path, line: int, found: Iterable[str], needed: Iterab
 
 def _decode(path: Path) -> str:
     raw = path.read_bytes()
+    if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise DataError(
+            f"{path}, line 1, column (byte) 1: found the bytes {raw[:2].hex(' ')}, the mark of UTF-16, "
+            f"expected UTF-8. Save it as UTF-8 (Excel: 'CSV UTF-8'; Notepad: Save as, Encoding UTF-8)."
+        )
     try:
-        return raw.decode("utf-8-sig")
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        raw = error.object  # without the byte order mark, which the positions do not count
         before = raw[: error.start]
         line = before.count(b"\n") + 1
         column = error.start - (before.rfind(b"\n") + 1) + 1
@@ -197,6 +225,9 @@ def _decode(path: Path) -> str:
             f"found byte 0x{raw[error.start]:02x} near {around!r}, which is not UTF-8. Save the file as UTF-8 "
             f"(in Excel: 'CSV UTF-8'), or convert it: iconv -f WINDOWS-1252 -t UTF-8."
         ) from None
+    if not text.strip():
+        raise DataError(f"{path}, line 1: found {len(raw)} bytes of blanks, but no text. Save or copy it again.")
+    return text
 
 
 def _read_csv(path: Path, needed: Sequence[str]) -> list[Row]:
@@ -246,12 +277,17 @@ def _read_jsonl(path: Path, needed: Sequence[str]) -> list[Row]:
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            values = json.loads(line)
+            values = json.loads(line, object_pairs_hook=_once)
         except json.JSONDecodeError as error:
             raise DataError(
                 f"{path}, line {number}, column (character) {error.colno}: not valid JSON ({error.msg}), found "
                 f'{line[:40]!r}. Every line is one object such as {{"text": "...", "label": "..."}}; was the '
                 f"file cut off?"
+            ) from None
+        except KeyError as error:
+            raise DataError(
+                f"{path}, line {number}, column '{error.args[0]}': stands twice in one object, and JSON readers keep "
+                f"only the last. Rename or remove one."
             ) from None
         if not isinstance(values, dict):
             raise DataError(
@@ -263,21 +299,35 @@ def _read_jsonl(path: Path, needed: Sequence[str]) -> list[Row]:
     return rows
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise KeyError(next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1))
+    return values
+
+
 def _read_parquet(path: Path, needed: Sequence[str]) -> list[Row]:
     try:
-        table = pyarrow.parquet.read_table(path)
+        schema = pyarrow.parquet.read_schema(path)
+        _require_columns(path, 1, schema.names, needed)
+        twice = [name for name in (*needed, *KEPT_COLUMNS) if schema.names.count(name) > 1]
+        if twice:
+            raise DataError(f"{path}, line 1, column '{twice[0]}': stands twice. Rename or remove one.")
+        kept = [name for name in schema.names if name in {*needed, *KEPT_COLUMNS}]
+        table = pyarrow.parquet.read_table(path, columns=kept)
     except (pyarrow.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(
             f"{path}, line 1: not a complete Parquet file ({path.stat().st_size:,} bytes; {reason}). Copy or "
             f"download it again."
         ) from None
-    _require_columns(path, 1, table.column_names, needed)
     # Hub datasets store labels as numbers and their names in the file's own metadata.
-    metadata = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
-    names = metadata.get("info", {}).get("features", {}).get(needed[1], {}).get("names")
-    kept = [c for c in table.column_names if c in {*needed, *KEPT_COLUMNS}]
-    rows = [Row(str(path), number, values) for number, values in enumerate(table.select(kept).to_pylist(), 1)]
+    try:
+        metadata = json.loads((schema.metadata or {})[b"huggingface"])
+        names = metadata["info"]["features"][needed[1]]["names"]
+    except (ValueError, LookupError, TypeError):
+        names = None
+    rows = [Row(str(path), number, values) for number, values in enumerate(table.to_pylist(), 1)]
     if names:
         for row in rows:
             index = row.values[needed[1]]
@@ -312,6 +362,12 @@ def _check_rows(rows: list[Row], text: str, label: str) -> None:
                     f"found {value!r}, which most tools read as 'no value'.",
                     "Write it out (for example 'not available' or 'Namibia') or remove the line.",
                 )
+            if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
+                raise row.error(
+                    column,
+                    f"found {value[:40]!r}, which holds half a character (a lone surrogate).",
+                    "Write the file again from the original text, as UTF-8.",
+                )
         value = row.values[text]
         if not isinstance(value, str):
             raise row.error(
@@ -333,19 +389,41 @@ def _check_rows(rows: list[Row], text: str, label: str) -> None:
             )
 
 
-def _check_ids(rows: Iterable[Row]) -> None:
-    seen: dict[Any, Row] = {}
-    for row in rows:
-        if "id" not in row.values:
+def _check_ids(rows: list[Row]) -> None:
+    """Ids and reply ids: in every line of a split or in none, never blank; ids are different."""
+    for column in KEPT_COLUMNS:
+        if not any(column in row.values for row in rows):
             continue
-        key = row.values["id"]
-        if key in seen:
+        seen: dict[str, Row] = {}
+        for row in rows:
+            value = row.values.get(column)
+            if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+                raise row.error(
+                    column,
+                    f"found {value!r}, but other lines have this column; expected text or a whole number.",
+                    "Fill it in, or remove or rename the column in every line.",
+                )
+            first = seen.setdefault(str(value), row)
+            if column == "id" and first is not row:
+                raise row.error(
+                    column,
+                    f"found {value!r} again, first used in {first.file}, line {first.line}.",
+                    "Give every example an id of its own, or remove the repeated line.",
+                )
+
+
+def _check_spelling(rows: list[Row], label: str) -> None:
+    """Refuse labels that differ only in blanks or capitals: they would silently become different labels."""
+    spelled: dict[str, Row] = {}
+    for row in rows:
+        value = row.values[label]
+        first = spelled.setdefault(" ".join(str(value).split()).casefold(), row)
+        if first.values[label] != value:
             raise row.error(
-                "id",
-                f"found {key!r} again, first used in {seen[key].file}, line {seen[key].line}.",
-                "Give every example an id of its own, or remove the repeated line.",
+                label,
+                f"found {value!r}, but {first.file}, line {first.line} has {first.values[label]!r}.",
+                "Write the label the same way in every line, or pass labels=[...] if they are really different.",
             )
-        seen[key] = row
 
 
 def _split(rows: list[Row], label: str, text: str) -> dict[str, list[Row]]:
@@ -429,9 +507,14 @@ def _draw(rows: list[Row], label: str, classes: int, wanted: int, seed: int) -> 
     return drawn
 
 
-def _notes(rows: dict[str, list[Row]], text: str) -> list[str]:
+def _notes(rows: dict[str, list[Row]], text: str, label: str) -> list[str]:
     train = {row.values[text].strip().lower() for row in rows["train"]}
     notes = []
+    labels_of: dict[str, set] = defaultdict(set)
+    for row in (row for members in rows.values() for row in members):
+        labels_of[row.values[text].strip().lower()].add(row.values[label])
+    if torn := [wording for wording, found in labels_of.items() if len(found) > 1]:
+        notes.append(f"Careful: {len(torn)} texts stand there with more than one label, such as {torn[0][:60]!r}.")
     for split, members in rows.items():
         if split == "train":
             continue
@@ -460,5 +543,8 @@ def _build(task: str, rows: dict[str, list[Row]], names: tuple[str, ...], text: 
         )
         splits[split] = datasets.Dataset.from_dict(columns, features=features)
         digest.update(json.dumps([split, columns["text"], columns["label"], names]).encode())
-    name = task if task == "helpdesk" else Path(task).stem if Path(task).exists() else task
+    path = Path(task).expanduser()
+    name = task
+    if task != "helpdesk" and path.exists():
+        name = path.stem if path.is_file() else path.resolve().name
     return Task(name=name, labels=names, splits=splits, fingerprint=digest.hexdigest())

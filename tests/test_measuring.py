@@ -1,5 +1,6 @@
 """Counting, fingerprints, seconds and memory, device and precision, records and scoreboard, plots."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -181,6 +182,16 @@ def test_recorded_runs_stand_beside_live_ones_and_are_marked(task, tmp_path, mon
     helpers.write_records(run(task, value=0.9), notebook="note", results_dir=str(tmp_path))
     table = helpers.scoreboard(str(tmp_path)).set_index("source")
     assert (table.loc["this run", "test"], table.loc["recorded", "test"]) == (90, 50)
+
+
+def test_scoreboard_keeps_backbones_apart_and_knows_its_metrics(task, tmp_path, monkeypatch):
+    monkeypatch.setattr("helpers.records.MEASUREMENTS", tmp_path / "none")
+    other = [dataclasses.replace(record, backbone="other", value=0.9) for record in run(task)]
+    helpers.write_records([*run(task), *other], notebook="note", results_dir=str(tmp_path))
+    table = helpers.scoreboard(str(tmp_path))
+    assert sorted(table[table["technique"] == "tfidf"]["test"]) == [50, 90]
+    with pytest.raises(helpers.ParameterError, match="metric='f1': the records have accuracy, macro_f1"):
+        helpers.scoreboard(str(tmp_path), metric="f1")
 
 
 def test_a_broken_records_file_is_named(tmp_path):

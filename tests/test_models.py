@@ -149,6 +149,16 @@ def test_folders_that_are_no_models(tmp_path, tiny):
         load_tokenizer(str(tiny))
 
 
+def test_weights_that_lack_a_tensor_are_not_filled_with_random_numbers(tiny):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(tiny / "model.safetensors")
+    del weights["encoder.layer.1.output.dense.weight"]
+    save_file(weights, tiny / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"the weights lack 1 tensors.*encoder\.layer\.1"):
+        load_encoder(str(tiny))
+
+
 def test_remote_code_is_refused_without_a_question(tiny):
     config = json.loads((tiny / "config.json").read_text())
     config.update(model_type="surprise", auto_map={"AutoConfig": "evil.Config", "AutoModel": "evil.Model"})

@@ -65,10 +65,10 @@ def test_a_folder_keeps_its_splits_and_the_names_of_a_hub_parquet(tmp_path):
     folder = tmp_path / "hub" / "data"
     folder.mkdir(parents=True)
     features = {"info": {"features": {"label": {"names": ["no", "yes"], "_type": "ClassLabel"}}}}
-    for number, split in enumerate(("train", "validation", "test")):
+    for split in ("train", "validation", "test"):
         table = pyarrow.table({"text": [f"{split} {i}" for i in range(6)], "label": [i % 2 for i in range(6)]})
         table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
-        pyarrow.parquet.write_table(table, folder / f"{split}-00000-of-0000{number + 1}.parquet")
+        pyarrow.parquet.write_table(table, folder / f"{split}-00000-of-00001.parquet")
     task = load_task(str(tmp_path / "hub"))
     assert task.labels == ("no", "yes")
     assert task.texts("validation") == [f"validation {i}" for i in range(6)]
@@ -102,6 +102,19 @@ def test_texts_that_stand_in_train_and_test_are_reported_not_dropped(tmp_path, c
     task = load_task(str(tmp_path))
     assert len(task.splits["test"]) == len(GOOD)
     assert f"{len(GOOD)} of {len(GOOD)} texts of 'test' stand in 'train' too" in capsys.readouterr().out
+
+
+def test_copies_in_hidden_folders_are_not_data(tmp_path):
+    for split in ("train", "validation", "test"):
+        write_csv(tmp_path / f"{split}.csv", [(f"{split} {t}", y) for t, y in GOOD])
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    write_csv(tmp_path / ".ipynb_checkpoints" / "train-checkpoint.csv")
+    assert len(load_task(str(tmp_path)).splits["train"]) == len(GOOD)
+
+
+def test_one_text_with_two_labels_is_reported(tmp_path, capsys):
+    load_task(write_csv(tmp_path / "torn.csv", [*GOOD, ("the same words", "cats"), ("The same words", "dogs")]))
+    assert "1 texts stand there with more than one label, such as 'the same words'" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- refused
@@ -138,7 +151,7 @@ def test_line_numbers_count_line_breaks_inside_quotes(tmp_path):
 
 
 def test_missing_and_renamed_columns(tmp_path):
-    with pytest.raises(DataError, match=r"line 1, column 'text': missing.*Did you mean 'text'"):
+    with pytest.raises(DataError, match=r"line 1, column 'text': missing.*Did you mean 'Text'"):
         load_task(write_csv(tmp_path / "a.csv", header="Text,label"))
     with pytest.raises(
         DataError, match=r"line 1, column 'label': missing; the columns are 'text', 'topic'.*label_column"
@@ -192,10 +205,47 @@ def test_duplicate_ids_name_both_places(tmp_path):
         load_task(write_jsonl(tmp_path / "ids.jsonl", rows))
 
 
+def test_ids_are_in_every_line_or_in_none(tmp_path):
+    rows = [{"id": i, "text": t, "label": y} for i, (t, y) in enumerate(GOOD)]
+    rows[5]["id"] = None
+    with pytest.raises(DataError, match=r"line 6, column 'id': found None, but other lines have this column"):
+        load_task(write_jsonl(tmp_path / "ids.jsonl", rows))
+
+
+def test_spelling_variants_are_not_new_classes(tmp_path):
+    with pytest.raises(DataError, match=r"line 6, column 'label': found 'Cats ', but .*line 2 has 'cats'"):
+        load_task(write_csv(tmp_path / "spelled.csv", bad_csv(6, label="Cats ")))
+
+
+def test_a_key_that_stands_twice_and_half_a_character(tmp_path):
+    path = tmp_path / "twice.jsonl"
+    path.write_text('{"text": "lost", "text": "kept", "label": "cats"}\n')
+    with pytest.raises(DataError, match=r"twice\.jsonl, line 1, column 'text': stands twice"):
+        load_task(str(path))
+    rows = [{"text": t, "label": y} for t, y in GOOD]
+    rows[2]["text"] = "smile \ud83d"
+    with pytest.raises(DataError, match=r"line 3, column 'text'.*half a character"):
+        load_task(write_jsonl(tmp_path / "half.jsonl", rows))
+
+
+def test_a_part_of_a_dataset_is_missing_or_there_twice(tmp_path):
+    for split in ("train", "validation", "test"):
+        write_csv(tmp_path / f"{split}.csv", [(f"{split} {t}", y) for t, y in GOOD])
+    (tmp_path / "train.csv").rename(tmp_path / "train-00000-of-00002.csv")
+    with pytest.raises(DataError, match=r"found only 1 of 2 files train-\*\.csv"):
+        load_task(str(tmp_path))
+    write_csv(tmp_path / "train.csv")
+    with pytest.raises(DataError, match="for 'train': copies of each other"):
+        load_task(str(tmp_path))
+
+
 def test_wrong_encoding(tmp_path):
     path = tmp_path / "latin.csv"
     write_csv(path, bad_csv(4, text="caf\u00e9 au lait"), encoding="latin-1")
     with pytest.raises(DataError, match=r"latin\.csv, line 4, column \(byte\) 5: found byte 0xe9.*UTF-8"):
+        load_task(str(path))
+    write_csv(path, encoding="utf-16")
+    with pytest.raises(DataError, match=r"latin\.csv, line 1.*the mark of UTF-16, expected UTF-8"):
         load_task(str(path))
 
 

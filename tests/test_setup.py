@@ -434,5 +434,7 @@ def test_folder_of_wheels_without_the_package(project, steps, capsys, tmp_path):
 
 def test_makefile_offers_the_commands():
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert re.search(r"^setup run test lab lint clean:\n\t@\$\(PROJECT\) \$@ \$\(ARGS\)$", text, re.MULTILINE)
+    assert re.search(
+        r"^setup run test lab measurements lint clean:\n\t@\$\(PROJECT\) \$@ \$\(ARGS\)$", text, re.MULTILINE
+    )
     assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")

@@ -250,7 +250,7 @@ def _read_csv(path: Path, needed: Sequence[str]) -> list[Row]:
             raise DataError(f"{path}, line 1, column '{twice[0]}': stands twice in the header. Rename or remove one.")
         start = reader.line_num + 1
         for fields in reader:
-            if not fields and reader.line_num == start:
+            if not fields:
                 raise DataError(
                     f"{path}, line {start}, column '{needed[0]}': the line is blank. Remove it or fill it in."
                 )

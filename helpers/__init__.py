@@ -11,7 +11,7 @@ _HOME = {
     "errors": "AdapterError DataError DeviceError ModelError OfflineError ParameterError TutorialError",
     "machine": "Machine choose_machine",
     "measuring": "Cost ParameterCount count_parameters fingerprint measure",
-    "models": "load_encoder load_tokenizer transformer_blocks",
+    "models": "load_encoder load_language_model load_tokenizer transformer_blocks",
     "plots": "plot_confusion plot_learning_curves plot_lines plot_map plot_scoreboard plot_scores",
     "records": "Record read_records record scoreboard write_records",
     "tasks": "Task load_task",

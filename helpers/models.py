@@ -1,19 +1,28 @@
-"""Loads encoders and tokenizers, and names the parts of a model that notebooks need."""
+"""Loads encoders, language models and tokenizers, and names the parts of a model that notebooks need."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
-from .errors import ModelError
-from .hub import find_model
+from .errors import ModelError, OfflineError
+from .hub import LANGUAGE_MODEL, check_tokenizer, find_model
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+OPEN_LANGUAGE_MODEL = "Qwen/Qwen3-0.6B-Base"  # what "auto" means on a GPU: open, without a licence click
 
 
 def load_encoder(
@@ -34,6 +43,73 @@ def load_encoder(
         ModelError, OfflineError: see `helpers.hub.find_model`.
     """
     folder, source = find_model(name)
+    model, source = _load(AutoModel, folder, source, random_weights=random_weights, seed=seed)
+    if not quiet:
+        print(f"Encoder {name}: {sum(p.numel() for p in model.parameters()):,} parameters from {source}")
+    return model.to(device).eval()
+
+
+def load_language_model(
+    name: str = "auto",
+    *,
+    random_weights: bool = False,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    quiet: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model and its tokenizer, in evaluation mode, and say which and why.
+
+    Args:
+        name: `"auto"`: the small model that ships in `data/language_model`; on a CUDA device an open
+            model of the Hub (Qwen3-0.6B-Base, pinned revision), or the small one if that cannot be
+            had. Else a local folder or a Hub id.
+        random_weights: build the same architecture with random weights drawn with `seed`.
+        dtype: the type of the weights, as in `torch.float32`.
+        quiet: do not print the line.
+
+    Returns the model, whose output has `logits` (batch, tokens, vocabulary), and a tokenizer whose
+    padding token is another one than its end token, so that the end can be learned.
+
+    Raises:
+        ModelError: a file is missing, damaged or not what it should be, or tokenizer and model do not
+            fit; names the file.
+        OfflineError: a named Hub model is nowhere on this machine and the Hub does not answer.
+
+    Source of the shipped model: data/language_model/README.md (pretrained by this project).
+    """
+    asked, why = name, "as asked"
+    if name == "auto":
+        name, why = str(LANGUAGE_MODEL), "no GPU is used"
+        if device.startswith("cuda"):
+            try:
+                find_model(OPEN_LANGUAGE_MODEL)
+                name, why = OPEN_LANGUAGE_MODEL, "there is a GPU"
+            except (ModelError, OfflineError) as error:
+                why = f"{OPEN_LANGUAGE_MODEL} cannot be had: {error}"
+    folder, source = find_model(name)
+    if folder.resolve() == LANGUAGE_MODEL:
+        source = "data/language_model, which ships with this repository"
+    model, source = _load(AutoModelForCausalLM, folder, source, random_weights=random_weights, seed=seed, dtype=dtype)
+    tokenizer = _read_tokenizer(folder)
+    _check_fit(folder, model, tokenizer)
+    _pad_with_own_token(model, tokenizer)
+    if not quiet:
+        count = sum(p.numel() for p in model.parameters())
+        print(f"Language model {asked!r}: {count:,} parameters from {source} ({why})")
+    return model.to(device).eval(), tokenizer
+
+
+def _load(
+    kind: type,
+    folder: Path,
+    source: str,
+    *,
+    random_weights: bool,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[PreTrainedModel, str]:
+    """The model of a checked folder, pretrained or with random weights, and where it came from."""
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, KeyError, OSError) as error:
@@ -45,14 +121,14 @@ def load_encoder(
         if random_weights:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPU as well
-                model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
+                model = kind.from_config(config, dtype=dtype, trust_remote_code=False)
             source = f"random weights, seed {seed}"
         else:
             with _no_progress_bar():
-                model, report = AutoModel.from_pretrained(
+                model, report = kind.from_pretrained(
                     folder,
                     config=config,
-                    dtype=torch.float32,
+                    dtype=dtype,
                     trust_remote_code=False,
                     use_safetensors=True,
                     output_loading_info=True,
@@ -66,9 +142,39 @@ def load_encoder(
             f"{folder}: the weights lack {len(missing)} tensors of this {type(model).__name__}, such as {missing[0]}, "
             f"which would stay random. Give a complete model, with the config.json that belongs to it."
         )
-    if not quiet:
-        print(f"Encoder {name}: {sum(p.numel() for p in model.parameters()):,} parameters from {source}")
-    return model.to(device).eval()
+    return model, source
+
+
+def _check_fit(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A tokenizer of another model gives wrong words in silence, or an index error in the first batch."""
+    rows = model.get_input_embeddings().num_embeddings
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= rows:
+        raise ModelError(
+            f"{folder}/tokenizer.json: its largest token id is {largest}, the model has {rows} (0 to {rows - 1}). "
+            f"Copy the tokenizer files that belong to these weights."
+        )
+    expected = model.config.get_text_config().eos_token_id
+    expected = expected if isinstance(expected, list) else [expected]
+    if tokenizer.eos_token_id is None or (expected != [None] and tokenizer.eos_token_id not in expected):
+        raise ModelError(
+            f"{folder}/tokenizer_config.json: the end token {tokenizer.eos_token!r} has the id "
+            f"{tokenizer.eos_token_id}, config.json expects {expected}. Copy the tokenizer files that belong to these "
+            f"weights."
+        )
+
+
+def _pad_with_own_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Choose a padding token that is not the end token: one the vocabulary has for it, or a new one."""
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        spare = [t for t in tokenizer.all_special_tokens if "pad" in t.lower() and t != tokenizer.eos_token]
+        if spare or tokenizer.unk_token_id not in (None, tokenizer.eos_token_id):
+            tokenizer.pad_token = spare[0] if spare else tokenizer.unk_token
+        else:
+            tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+            if tokenizer.pad_token_id >= model.get_input_embeddings().num_embeddings:
+                model.resize_token_embeddings(tokenizer.pad_token_id + 1, mean_resizing=False)
+    model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
 @contextlib.contextmanager
@@ -92,16 +198,23 @@ def load_tokenizer(name: str = ENCODER) -> PreTrainedTokenizerBase:
         ModelError: the folder has no tokenizer that `transformers` can read.
     """
     folder, _ = find_model(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(
-            f"{folder}: no readable tokenizer ({reason}). Copy tokenizer.json and tokenizer_config.json there."
-        ) from None
+    tokenizer = _read_tokenizer(folder)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    check_tokenizer(folder)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the Rust library raises a bare Exception
+        if not isinstance(error, ValueError | KeyError | OSError) and type(error) is not Exception:
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"{folder}: no readable tokenizer ({reason}). Copy tokenizer.json and tokenizer_config.json there."
+        ) from None
 
 
 def transformer_blocks(model: nn.Module) -> nn.ModuleList:

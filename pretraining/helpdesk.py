@@ -1,0 +1,126 @@
+"""What pretraining is worth: the same model, from pretrained and from random weights, taught to answer the helpdesk."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from helpers import load_task
+from helpers.machine import Machine
+from helpers.tasks import HELPDESK
+
+IGNORED = -100  # the label that the loss leaves out
+CLOSE = 0.6  # a reply that is no canned one word for word counts for the nearest, if it is at least so similar
+EPOCHS, BATCH, LR = 4, 16, 1e-3  # the same for both starts
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A question and the canned reply it should get."""
+
+    question: str
+    reply: str
+    topic: str
+
+
+def read_pairs(split: str) -> list[Pair]:
+    lines = (HELPDESK / "replies.jsonl").read_text(encoding="utf-8").splitlines()
+    replies = {row["reply_id"]: row for row in map(json.loads, lines)}
+    rows = load_task("helpdesk").splits[split]
+    return [Pair(row["text"], replies[row["reply_id"]]["text"], replies[row["reply_id"]]["label"]) for row in rows]
+
+
+def prompt_of(question: str) -> str:
+    return f"Question: {question}\nReply:"
+
+
+def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids of question, reply and end token, and their labels: `IGNORED` over the question."""
+    prompt = tokenizer(prompt_of(pair.question))["input_ids"]
+    reply = tokenizer(f" {pair.reply}", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    return torch.tensor(prompt + reply), torch.tensor([IGNORED] * len(prompt) + reply)
+
+
+def fine_tune(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: list[Pair],
+    machine: Machine,
+    *,
+    epochs: int = EPOCHS,
+    batch: int = BATCH,
+    lr: float = LR,
+    seed: int = 0,
+) -> float:
+    """Train all weights on question and reply, with the loss on reply and end token only; return the seconds."""
+    examples = [encode_pair(tokenizer, pair) for pair in pairs]
+    draw = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
+    steps = epochs * -(-len(examples) // batch)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / (0.1 * steps), 1 - s / steps))
+    model.train()
+    begin = time.perf_counter()
+    for _ in range(epochs):
+        for chosen in torch.randperm(len(examples), generator=draw).split(batch):
+            rows = [examples[i] for i in chosen]
+            ids = nn.utils.rnn.pad_sequence([r[0] for r in rows], True, tokenizer.pad_token_id).to(machine.device)
+            labels = nn.utils.rnn.pad_sequence([r[1] for r in rows], True, IGNORED).to(machine.device)
+            with machine.autocast():
+                loss = model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long(), labels=labels).loss
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            schedule.step()
+    return time.perf_counter() - begin
+
+
+@torch.no_grad()
+def answer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: list[str],
+    machine: Machine,
+    *,
+    new_tokens: int = 96,
+    batch: int = 48,
+) -> list[tuple[str, bool]]:
+    """The greedy reply to every question, and whether it ended by itself."""
+    model.eval()
+    tokenizer.padding_side = "left"  # so that every row goes on from its last token
+    replies = []
+    for i in range(0, len(questions), batch):
+        inputs = tokenizer([prompt_of(q) for q in questions[i : i + batch]], padding=True, return_tensors="pt")
+        inputs = inputs.to(machine.device)
+        out = model.generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            max_new_tokens=new_tokens,
+            do_sample=False,
+        )[:, inputs["input_ids"].shape[1] :]
+        ended = (out == tokenizer.eos_token_id).any(dim=1).tolist()
+        replies += zip((t.strip() for t in tokenizer.batch_decode(out, skip_special_tokens=True)), ended)
+    tokenizer.padding_side = "right"
+    return replies
+
+
+def grade(pairs: list[Pair], replies: list[tuple[str, bool]]) -> dict[str, float]:
+    """Shares of replies that are right word for word, that belong to the right topic, and that ended by themselves."""
+    topic_of = {pair.reply: pair.topic for pair in read_pairs("train")}
+
+    def topic(text: str) -> str | None:
+        near = [text] if text in topic_of else difflib.get_close_matches(text, topic_of, n=1, cutoff=CLOSE)
+        return topic_of[near[0]] if near else None
+
+    n = len(pairs)
+    return {
+        "exact_match": sum(p.reply == text for p, (text, _) in zip(pairs, replies)) / n,
+        "topic_accuracy": sum(p.topic == topic(text) for p, (text, _) in zip(pairs, replies)) / n,
+        "ended": sum(ended for _, ended in replies) / n,
+    }

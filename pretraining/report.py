@@ -1,0 +1,340 @@
+"""Measure the shipped language model, and write its card from what was measured.
+
+python -m pretraining.report            measure (about 40 minutes on two cores), then write the card
+python -m pretraining.report --card     write the card again from data/language_model/measured.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import lzma
+import math
+import statistics
+import time
+from collections import Counter
+from importlib import metadata
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from helpers import choose_machine, load_language_model, plot_lines
+from helpers.hub import LANGUAGE_MODEL
+from helpers.records import versions
+from pretraining import helpdesk
+from pretraining.corpus import HELD_OUT_PACKAGES, ROOT, Text, canonical, packages, read_corpus
+from pretraining.ngrams import Trigram, windows
+from pretraining.score import score_texts
+from pretraining.train import LONGEST, STAGES, encode
+from tools.measure import hardware
+
+KINDS = ("held_out_docstrings", "held_out_packages")
+WINDOW = 13  # tokens; a run of so many that also stands in the training text counts as shared
+MEMORISED = (500, 50)  # texts tried, tokens given and tokens compared
+SEEDS = (0, 1, 2)
+PROMPTS = (
+    "Return the",
+    "Compute the mean of",
+    "Raises\n------\nValueError\n",
+    "def load_model(path):\n",
+    "This function is deprecated",
+    "Open a connection to the server and",
+    "The learning rate",
+    "Why does my model",
+    "Question: My GPU runs out of memory when I train.\nReply:",
+    "Once upon a time",
+)
+
+
+def measure(folder: Path = LANGUAGE_MODEL) -> dict[str, Any]:
+    """Everything that the card says in numbers."""
+    machine = choose_machine()
+    begin = time.perf_counter()
+    model, tokenizer = load_language_model(str(folder), device=machine.device)
+    load_seconds = time.perf_counter() - begin
+    found: dict[str, Any] = {
+        "hardware": hardware(),
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": versions(),
+        "sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "embedding_parameters": model.get_input_embeddings().weight.numel(),
+        "file_bytes": {name: (folder / name).stat().st_size for name in ("model.safetensors", "tokenizer.json")},
+        "load_seconds": round(load_seconds, 2),
+        "tokens_per_second": round(generation_speed(model, tokenizer), 1),
+        "samples": samples(model, tokenizer),
+    }
+    print(json.dumps(found, indent=1), flush=True)
+    corpus = read_corpus()
+    found["corpus"] = describe(corpus)
+    found["packages"] = package_table(corpus)
+    tokens, starts = encode(tokenizer, [t.text for t in corpus if t.split == "train"])
+    found["training_tokens"] = len(tokens)
+    found["bits_per_byte"], found["overlap"] = bits_per_byte(model, tokenizer, corpus, tokens)
+    print(json.dumps(found["bits_per_byte"], indent=1), json.dumps(found["overlap"]), flush=True)
+    found["memorised"] = memorised(model, tokenizer, corpus, tokens, starts)
+    print(found["memorised"], flush=True)
+    found["helpdesk"] = on_helpdesk(folder, machine)
+    return found
+
+
+def generation_speed(model, tokenizer, new_tokens: int = 200) -> float:
+    """Tokens a second, one text at a time, greedy, with cache; the second of two runs."""
+    inputs = tokenizer("Return the", return_tensors="pt").to(model.device)
+    for _ in range(2):
+        begin = time.perf_counter()
+        model.generate(**inputs, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False)
+        seconds = time.perf_counter() - begin
+    return new_tokens / seconds
+
+
+def samples(model, tokenizer) -> list[dict[str, str]]:
+    """One continuation of each fixed prompt, drawn with seed 0 and shown whatever came."""
+    found = []
+    torch.manual_seed(0)
+    for prompt in PROMPTS:
+        inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+        out = model.generate(**inputs, max_new_tokens=60, do_sample=True, temperature=0.8, top_p=0.95)
+        new = out[0, inputs["input_ids"].shape[1] :]
+        ended = tokenizer.eos_token_id in new
+        found.append({"prompt": prompt, "text": tokenizer.decode(new, skip_special_tokens=True), "ended": bool(ended)})
+    return found
+
+
+def describe(corpus: list[Text]) -> list[dict[str, Any]]:
+    sizes: Counter = Counter()
+    counts: Counter = Counter()
+    for t in corpus:
+        counts[t.split, t.kind] += 1
+        sizes[t.split, t.kind] += len(t.text.encode())
+    return [{"split": s, "kind": k, "texts": counts[s, k], "bytes": sizes[s, k]} for s, k in sorted(counts)]
+
+
+def package_table(corpus: list[Text]) -> list[dict[str, Any]]:
+    counts, sizes = Counter(), Counter()
+    for t in corpus:
+        counts[t.package] += 1
+        sizes[t.package] += len(t.text.encode())
+    table = []
+    for package in packages():
+        name = canonical(package.name)
+        if counts[name]:
+            row = {"package": name, "version": package.version, "licence": licence(package.metadata)}
+            table.append({**row, "texts": counts[name], "bytes": sizes[name]})
+    return table
+
+
+def licence(about: metadata.PackageMetadata) -> str:
+    """What the package says of itself: the expression, the classifiers, or the first line of the licence field."""
+    classifiers = [c.split(" :: ")[-1] for c in about.get_all("Classifier") or [] if c.startswith("License ::")]
+    first = (about.get("License") or "").strip().splitlines() or [""]
+    return about.get("License-Expression") or ", ".join(classifiers) or first[0][:60] or "see its files"
+
+
+def bits_per_byte(model, tokenizer, corpus, tokens) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The model and what it must beat, on both kinds of held-out text; and how much of that text training saw."""
+    untrained, _ = load_language_model(str(LANGUAGE_MODEL), random_weights=True, quiet=True, device=str(model.device))
+    trigram = Trigram(tokens, len(tokenizer))
+    seen = np.unique(windows(tokens, WINDOW))
+    scores, overlap = {}, {}
+    for kind in KINDS:
+        texts = [t.text for t in corpus if t.split == kind]
+        size = sum(len(t.encode()) for t in texts)
+        ids, starts = encode(tokenizer, texts)
+        text_tokens = ~np.isin(ids, [tokenizer.bos_token_id, tokenizer.eos_token_id])
+        # The row begins as it does in training: after the end of another text.
+        p3 = trigram.probabilities(np.concatenate([[tokenizer.eos_token_id], ids]))
+        p3 = np.concatenate([[1.0], p3])  # the first start token is given
+        score = score_texts(model, tokenizer, texts, device=str(model.device))
+        shared = [np.isin(windows(ids[a:b], WINDOW), seen) for a, b in pairwise(starts)]
+        fresh = [text for text, s in zip(texts, shared) if not s.any()]
+        fresh_score = score_texts(model, tokenizer, fresh, device=str(model.device))
+        scores[kind] = {
+            "texts": len(texts),
+            "bytes": size,
+            "tokens": score.tokens,
+            "unigram": _bits(trigram.unigram[ids[text_tokens]], size),
+            "trigram": _bits(p3[text_tokens], size),
+            "xz": round(8 * len(lzma.compress("\n\n".join(texts).encode(), preset=9)) / size, 4),
+            "before training": round(
+                score_texts(untrained, tokenizer, texts, device=str(model.device)).bits_per_byte, 4
+            ),
+            "model": round(score.bits_per_byte, 4),
+            "loss": round(score.loss, 4),
+        }
+        overlap[kind] = {
+            "shared_windows": round(float(np.concatenate(shared).mean()), 4),
+            "fresh_texts": len(fresh),
+            "model_on_fresh": round(fresh_score.bits_per_byte, 4),
+        }
+    for package in HELD_OUT_PACKAGES:
+        texts = [t.text for t in corpus if t.package == package and t.split == "held_out_packages"]
+        score = score_texts(model, tokenizer, texts, device=str(model.device))
+        scores[package] = {"texts": len(texts), "model": round(score.bits_per_byte, 4)}
+    return scores, overlap
+
+
+def _bits(probabilities: np.ndarray, size: int) -> float:
+    return round(float(-np.log(probabilities).sum() / math.log(2) / size), 4)
+
+
+@torch.no_grad()
+def memorised(model, tokenizer, corpus, tokens, starts) -> dict[str, Any]:
+    """How often 50 tokens of a training text, given the 50 before them, come back word for word (greedy)."""
+    tried, length = MEMORISED
+    draw = np.random.default_rng(0)
+    held, held_starts = encode(tokenizer, [t.text for t in corpus if t.split == KINDS[0]])
+    found = {"tokens": length}
+    for name, row, places in (("training", tokens, starts), ("held_out", held, held_starts)):
+        long = [a for a, b in pairwise(places) if b - a > 2 * length + 1]
+        chosen = draw.choice(long, size=min(tried, len(long)), replace=False)
+        ids = torch.from_numpy(np.stack([row[a : a + 2 * length] for a in chosen]).astype(np.int64)).to(model.device)
+        same = 0
+        for part in ids.split(50):
+            given = part[:, :length]
+            out = model.generate(
+                input_ids=given,
+                attention_mask=torch.ones_like(given),
+                max_new_tokens=length,
+                min_new_tokens=length,
+                do_sample=False,
+            )
+            same += int((out[:, length:] == part[:, length:]).all(dim=1).sum())
+        found[name] = {"tried": len(chosen), "reproduced": same}
+    return found
+
+
+def on_helpdesk(folder: Path, machine) -> dict[str, Any]:
+    """Fine-tune all weights on question and canned reply, from pretrained and from random weights."""
+    train, test = helpdesk.read_pairs("train"), helpdesk.read_pairs("test")
+    runs = []
+    for seed in SEEDS:
+        for random_weights in (False, True):
+            model, tokenizer = load_language_model(
+                str(folder), random_weights=random_weights, seed=seed, device=machine.device, quiet=True
+            )
+            seconds = helpdesk.fine_tune(model, tokenizer, train, machine, seed=seed)
+            result = helpdesk.grade(test, helpdesk.answer(model, tokenizer, [p.question for p in test], machine))
+            start = "random" if random_weights else "pretrained"
+            runs.append({"start": start, "seed": seed, "seconds": round(seconds), **result})
+            print(runs[-1], flush=True)
+    model, tokenizer = load_language_model(str(folder), device=machine.device, quiet=True)
+    before = helpdesk.grade(test, helpdesk.answer(model, tokenizer, [p.question for p in test], machine))
+    return {"before": before, "runs": runs, "epochs": helpdesk.EPOCHS, "lr": helpdesk.LR}
+
+
+# ---------------------------------------------------------------- the card
+
+
+def card(found: dict[str, Any], log: dict[str, Any]) -> str:
+    """The text of the model card: pretraining/card.md, filled with what was measured and recorded."""
+    curve = [entry for entry in log["curve"] if "held_out_loss" in entry]
+    last = log["curve"][-1]
+    template = (ROOT / "pretraining" / "card.md").read_text(encoding="utf-8")
+    return template.format(
+        **{name: found["bits_per_byte"][kind] | found["overlap"][kind] for name, kind in zip(("docs", "other"), KINDS)},
+        **found["memorised"],
+        found=found,
+        log=log,
+        recipe=log["recipe"],
+        heads=log["recipe"]["width"] // log["recipe"]["head_width"],
+        longest=LONGEST,
+        stages=", then ".join(f"{share:.0%} at {length} tokens" for share, length in STAGES),
+        epochs=last["tokens"] / found["training_tokens"],
+        last=last,
+        minutes=last["seconds"] / 60,
+        speed=last["tokens"] / last["seconds"],
+        held_out_names=" and ".join(HELD_OUT_PACKAGES),
+        each=", ".join(f"{name} {found['bits_per_byte'][name]['model']:.3f}" for name in HELD_OUT_PACKAGES),
+        window=WINDOW,
+        sizes=", ".join(f"`{name}` {size / 1e6:.2f} MB" for name, size in found["file_bytes"].items()),
+        package_count=len(found["packages"]),
+        samples="\n\n".join(map(_sample, found["samples"])),
+        helpdesk=_helpdesk_table(found["helpdesk"]),
+        corpus_table=_table(
+            ("used for", "kind", "texts", "MB"),
+            "{split} | {kind} | {texts:,} | {megabytes:.1f}",
+            [
+                {**row, "split": row["split"].replace("_", " "), "megabytes": row["bytes"] / 1e6}
+                for row in found["corpus"]
+            ],
+        ),
+        curve_table=_table(
+            ("tokens", "length", "loss on training text", "loss on held-out docstrings", "bits per byte", "minutes"),
+            "{tokens:,} | {length} | {train_loss:.3f} | {held_out_loss:.3f} | {bits:.3f} | {minutes:.0f}",
+            [{**e, "bits": e["held_out_bits_per_byte"], "minutes": e["seconds"] / 60} for e in curve],
+        ),
+        package_table=_table(
+            ("package", "licence as the package states it", "texts", "kB"),
+            "{package} {version} | {licence} | {texts:,} | {kilobytes:,.0f}",
+            [{**row, "kilobytes": row["bytes"] / 1e3} for row in found["packages"]],
+        ),
+    )
+
+
+def _table(head: tuple[str, ...], line: str, rows: list[dict[str, Any]]) -> str:
+    lines = [" | ".join(head), " | ".join("---" for _ in head), *(line.format(**row) for row in rows)]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def _helpdesk_table(found: dict[str, Any]) -> str:
+    def row(name: str, runs: list[dict[str, Any]]) -> dict[str, str]:
+        cells = {"name": name}
+        for key in ("topic_accuracy", "exact_match", "ended"):
+            values = [100 * run[key] for run in runs]
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            cells[key] = f"{statistics.mean(values):.1f}{spread}"
+        return cells
+
+    of = {start: [run for run in found["runs"] if run["start"] == start] for start in ("random", "pretrained")}
+    return _table(
+        ("percent on `test`", "topic of the reply", "reply word for word", "ended by itself"),
+        "{name} | {topic_accuracy} | {exact_match} | {ended}",
+        [
+            row("pretrained, not fine-tuned", [found["before"]]),
+            *(row(f"fine-tuned from {start} weights", runs) for start, runs in of.items()),
+        ],
+    )
+
+
+def _sample(sample: dict[str, str]) -> str:
+    text = sample["prompt"] + "⟨" + sample["text"] + ("⟩" if sample["ended"] else "…")
+    fence = "~~~~"
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def plot_curve(curve: list[dict[str, Any]], path: Path) -> None:
+    """Loss against tokens seen, for the training text and for the held-out docstrings."""
+    series = {
+        "training text": {e["tokens"] / 1e6: [e["train_loss"]] for e in curve},
+        "held-out docstrings": {e["tokens"] / 1e6: [e["held_out_loss"]] for e in curve if "held_out_loss" in e},
+    }
+    ax = plot_lines(series, xlabel="tokens seen (millions)", ylabel="loss (nats for each token)")
+    for line in ax.get_lines()[:1]:
+        line.set(marker="", linewidth=1)
+    ax.set_ylim(top=6.5)
+    ax.legend(frameon=False)
+    ax.figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m pretraining.report", description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=LANGUAGE_MODEL)
+    parser.add_argument("--card", action="store_true", help="only write the card again")
+    options = parser.parse_args()
+    path = options.folder / "measured.json"
+    if not options.card:
+        path.write_text(json.dumps(measure(options.folder), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    log = json.loads((options.folder / "training_log.json").read_text(encoding="utf-8"))
+    plot_curve(log["curve"], options.folder / "loss_curve.png")
+    (options.folder / "README.md").write_text(card(found, log), encoding="utf-8")
+    print(f"wrote {options.folder / 'README.md'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -32,6 +32,7 @@ from pretraining.score import score_texts
 from pretraining.train import LONGEST, STAGES, encode
 from tools.measure import hardware
 
+PARTS = ("speed", "text", "helpdesk")
 KINDS = ("held_out_docstrings", "held_out_packages")
 WINDOW = 13  # tokens; a run of so many that also stands in the training text counts as shared
 MEMORISED = (500, 50)  # texts tried, tokens given and tokens compared
@@ -50,36 +51,38 @@ PROMPTS = (
 )
 
 
-def measure(folder: Path = LANGUAGE_MODEL) -> dict[str, Any]:
-    """Everything that the card says in numbers."""
+def measure(folder: Path, part: str) -> dict[str, Any]:
+    """One part of what the card says in numbers."""
     machine = choose_machine()
+    if part == "helpdesk":
+        return {"helpdesk": on_helpdesk(folder, machine)}
     begin = time.perf_counter()
     model, tokenizer = load_language_model(str(folder), device=machine.device)
     load_seconds = time.perf_counter() - begin
-    found: dict[str, Any] = {
-        "hardware": hardware(),
-        "date": time.strftime("%Y-%m-%d"),
-        "versions": versions(),
-        "sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "embedding_parameters": model.get_input_embeddings().weight.numel(),
-        "file_bytes": {name: (folder / name).stat().st_size for name in ("model.safetensors", "tokenizer.json")},
-        "load_seconds": round(load_seconds, 2),
-        "tokens_per_second": round(generation_speed(model, tokenizer), 1),
-        "samples": samples(model, tokenizer),
-    }
-    print(json.dumps(found, indent=1), flush=True)
+    if part == "speed":
+        return {
+            "hardware": hardware(),
+            "date": time.strftime("%Y-%m-%d"),
+            "versions": versions(),
+            "sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "embedding_parameters": model.get_input_embeddings().weight.numel(),
+            "file_bytes": {name: (folder / name).stat().st_size for name in ("model.safetensors", "tokenizer.json")},
+            "load_seconds": round(load_seconds, 2),
+            "tokens_per_second": round(generation_speed(model, tokenizer), 1),
+            "samples": samples(model, tokenizer),
+        }
     corpus = read_corpus()
-    found["corpus"] = describe(corpus)
-    found["packages"] = package_table(corpus)
     tokens, starts = encode(tokenizer, [t.text for t in corpus if t.split == "train"])
-    found["training_tokens"] = len(tokens)
-    found["bits_per_byte"], found["overlap"] = bits_per_byte(model, tokenizer, corpus, tokens)
-    print(json.dumps(found["bits_per_byte"], indent=1), json.dumps(found["overlap"]), flush=True)
-    found["memorised"] = memorised(model, tokenizer, corpus, tokens, starts)
-    print(found["memorised"], flush=True)
-    found["helpdesk"] = on_helpdesk(folder, machine)
-    return found
+    scores, overlap = bits_per_byte(folder, corpus, tokens)
+    return {
+        "corpus": describe(corpus),
+        "packages": package_table(corpus),
+        "training_tokens": len(tokens),
+        "bits_per_byte": scores,
+        "overlap": overlap,
+        "memorised": memorised(model, tokenizer, corpus, tokens, starts),
+    }
 
 
 def generation_speed(model, tokenizer, new_tokens: int = 200) -> float:
@@ -135,9 +138,11 @@ def licence(about: metadata.PackageMetadata) -> str:
     return about.get("License-Expression") or ", ".join(classifiers) or first[0][:60] or "see its files"
 
 
-def bits_per_byte(model, tokenizer, corpus, tokens) -> tuple[dict[str, Any], dict[str, Any]]:
+def bits_per_byte(folder: Path, corpus: list[Text], tokens: np.ndarray) -> tuple[dict[str, Any], dict[str, Any]]:
     """The model and what it must beat, on both kinds of held-out text; and how much of that text training saw."""
-    untrained, _ = load_language_model(str(LANGUAGE_MODEL), random_weights=True, quiet=True, device=str(model.device))
+    device = choose_machine().device
+    model, tokenizer = load_language_model(str(folder), device=device, quiet=True)
+    untrained, _ = load_language_model(str(folder), random_weights=True, device=device, quiet=True)
     trigram = Trigram(tokens, len(tokenizer))
     seen = np.unique(windows(tokens, WINDOW))
     scores, overlap = {}, {}
@@ -149,10 +154,10 @@ def bits_per_byte(model, tokenizer, corpus, tokens) -> tuple[dict[str, Any], dic
         # The row begins as it does in training: after the end of another text.
         p3 = trigram.probabilities(np.concatenate([[tokenizer.eos_token_id], ids]))
         p3 = np.concatenate([[1.0], p3])  # the first start token is given
-        score = score_texts(model, tokenizer, texts, device=str(model.device))
+        score = score_texts(model, tokenizer, texts, device=device)
         shared = [np.isin(windows(ids[a:b], WINDOW), seen) for a, b in pairwise(starts)]
         fresh = [text for text, s in zip(texts, shared) if not s.any()]
-        fresh_score = score_texts(model, tokenizer, fresh, device=str(model.device))
+        fresh_score = score_texts(model, tokenizer, fresh, device=device)
         scores[kind] = {
             "texts": len(texts),
             "bytes": size,
@@ -160,9 +165,7 @@ def bits_per_byte(model, tokenizer, corpus, tokens) -> tuple[dict[str, Any], dic
             "unigram": _bits(trigram.unigram[ids[text_tokens]], size),
             "trigram": _bits(p3[text_tokens], size),
             "xz": round(8 * len(lzma.compress("\n\n".join(texts).encode(), preset=9)) / size, 4),
-            "before training": round(
-                score_texts(untrained, tokenizer, texts, device=str(model.device)).bits_per_byte, 4
-            ),
+            "before training": round(score_texts(untrained, tokenizer, texts, device=device).bits_per_byte, 4),
             "model": round(score.bits_per_byte, 4),
             "loss": round(score.loss, 4),
         }
@@ -173,7 +176,7 @@ def bits_per_byte(model, tokenizer, corpus, tokens) -> tuple[dict[str, Any], dic
         }
     for package in HELD_OUT_PACKAGES:
         texts = [t.text for t in corpus if t.package == package and t.split == "held_out_packages"]
-        score = score_texts(model, tokenizer, texts, device=str(model.device))
+        score = score_texts(model, tokenizer, texts, device=device)
         scores[package] = {"texts": len(texts), "model": round(score.bits_per_byte, 4)}
     return scores, overlap
 
@@ -324,11 +327,13 @@ def plot_curve(curve: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pretraining.report", description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=LANGUAGE_MODEL)
-    parser.add_argument("--card", action="store_true", help="only write the card again")
+    parser.add_argument("--only", choices=(*PARTS, "card"), help="measure one part again, or only write the card")
     options = parser.parse_args()
     path = options.folder / "measured.json"
-    if not options.card:
-        path.write_text(json.dumps(measure(options.folder), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for part in PARTS if options.only is None else [p for p in PARTS if p == options.only]:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        found |= measure(options.folder, part)
+        path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     found = json.loads(path.read_text(encoding="utf-8"))
     log = json.loads((options.folder / "training_log.json").read_text(encoding="utf-8"))
     plot_curve(log["curve"], options.folder / "loss_curve.png")

@@ -16,6 +16,7 @@ import dataclasses
 import json
 import os
 import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -324,7 +325,9 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
     parser.add_argument("--folder", type=Path, default=ROOT / "results" / "language_model", help="where it goes")
     parser.add_argument("--cache", type=Path, default=ROOT / "results" / "pretraining", help="corpus and checkpoints")
-    parser.add_argument("--compile", choices=("auto", "yes", "no"), default="auto", help="auto: where a compiler is")
+    parser.add_argument(
+        "--compile", choices=("auto", "yes", "no"), default="auto", help="auto: on Linux with a compiler"
+    )
     for field in dataclasses.fields(Recipe):
         kind = type(getattr(PRESETS["cpu"], field.name))
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=argparse.SUPPRESS)
@@ -333,7 +336,9 @@ def main() -> None:
     names = [field.name for field in dataclasses.fields(Recipe)]
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     recipe = dataclasses.replace(PRESETS[options.preset], **given)
-    compiled = options.compile == "yes" or (options.compile == "auto" and bool(shutil.which("c++")))
+    compiled = options.compile == "yes"
+    if options.compile == "auto":  # elsewhere the compiler that comes with the system often lacks OpenMP
+        compiled = sys.platform == "linux" and bool(shutil.which("c++"))
     train(recipe, options.folder, options.cache, compiled=compiled, stop_at=options.stop_at)
 
 

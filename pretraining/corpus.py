@@ -49,8 +49,18 @@ def packages() -> list[metadata.Distribution]:
     for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
         if match := re.match(r"[A-Za-z0-9][\w.-]*(?===)", line):
             names.add(canonical(match[0]))
-    found = {canonical(d.name): d for d in metadata.distributions()}
+    found: dict[str, metadata.Distribution] = {}
+    for package in metadata.distributions():
+        if package.name:  # an interrupted pip leaves folders without a name
+            found.setdefault(canonical(package.name), package)  # the first on the path is the one that is imported
+    if absent := set(HELD_OUT_PACKAGES) - found.keys():
+        raise SystemExit(f"{', '.join(sorted(absent))}: held out for validation, but not installed. Run `make setup`.")
     return [found[name] for name in sorted(names & found.keys())]
+
+
+def digest(corpus: list[Text]) -> str:
+    """SHA-256 over all texts and their use: equal if and only if two machines have the same corpus."""
+    return hashlib.sha256("\0".join(t.split + t.text for t in corpus).encode()).hexdigest()
 
 
 def read_corpus() -> list[Text]:
@@ -74,11 +84,11 @@ def divide(candidates: list[tuple[str, str, str, str]]) -> list[Text]:
     seen: set[bytes] = set()
     corpus = []
     for package, kind, signature, text in first:
-        digest = hashlib.sha256(" ".join(text.split()).lower().encode()).digest()
-        if digest in seen:
+        key = hashlib.sha256(" ".join(text.split()).lower().encode()).digest()
+        if key in seen:
             continue
-        seen.add(digest)
-        number = int.from_bytes(digest[:8], "big")
+        seen.add(key)
+        number = int.from_bytes(key[:8], "big")
         if package in HELD_OUT_PACKAGES:
             split = "held_out_packages"
         elif kind == "docstring" and number % HELD_OUT_SHARE == 0:
@@ -170,13 +180,12 @@ def canonical(name: str) -> str:
 
 def main() -> None:
     corpus = read_corpus()
-    digest = hashlib.sha256("\0".join(t.split + t.text for t in corpus).encode()).hexdigest()
     for split in ("train", "held_out_docstrings", "held_out_packages"):
         for kind in ("docstring", "comment", "description"):
             texts = [t.text for t in corpus if (t.split, t.kind) == (split, kind)]
             if texts:
                 print(f"{split:22}{kind:14}{len(texts):>8,} texts {sum(len(t.encode()) for t in texts) / 1e6:8.2f} MB")
-    print(f"sha256 {digest}")
+    print(f"sha256 {digest(corpus)}")
 
 
 if __name__ == "__main__":

@@ -43,18 +43,19 @@ class Trigram:
         for order, (grams, seen, contexts, total, followers) in zip((2, 3), self.levels):
             keys = self._keys(ids, order)
             p = p[1:]
-            count = _lookup(grams, seen, keys)
-            context_count = _lookup(contexts, total, keys // self.vocabulary)
+            count = lookup(grams, seen, keys)
+            context_count = lookup(contexts, total, keys // self.vocabulary)
             known = context_count > 0
             divisor = np.maximum(context_count, 1)
-            backed = DISCOUNT * _lookup(contexts, followers, keys // self.vocabulary) / divisor * p
+            backed = DISCOUNT * lookup(contexts, followers, keys // self.vocabulary) / divisor * p
             p = np.where(known, np.maximum(count - DISCOUNT, 0) / divisor + backed, p)
         return p
 
 
-def _lookup(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def lookup(keys: np.ndarray, values: np.ndarray | int, wanted: np.ndarray) -> np.ndarray:
+    """The value of every wanted number among the sorted `keys`, 0 where it is none of them."""
     place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[place] == wanted, values[place], 0)
+    return np.where(keys[place] == wanted, np.broadcast_to(values, keys.shape)[place], 0)
 
 
 def windows(tokens: np.ndarray, length: int) -> np.ndarray:

@@ -1,7 +1,9 @@
 """Measure the shipped language model, and write its card from what was measured.
 
-python -m pretraining.report            measure (about 40 minutes on two cores), then write the card
-python -m pretraining.report --card     write the card again from data/language_model/measured.json
+    python -m pretraining.report                measure (about half an hour on two cores), then write the card
+    python -m pretraining.report --only card    write the card again from data/language_model/measured.json
+
+Weights made anew need their hashes in helpers/hub.py first: `sha256sum data/language_model/*`.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ from helpers import choose_machine, load_language_model, plot_lines
 from helpers.hub import LANGUAGE_MODEL
 from helpers.records import versions
 from pretraining import helpdesk
-from pretraining.corpus import HELD_OUT_PACKAGES, ROOT, Text, canonical, packages, read_corpus
-from pretraining.ngrams import Trigram, windows
+from pretraining.corpus import HELD_OUT_PACKAGES, ROOT, Text, canonical, digest, packages, read_corpus
+from pretraining.ngrams import Trigram, lookup, windows
 from pretraining.score import score_texts
 from pretraining.train import LONGEST, STAGES, encode
 from tools.measure import hardware
@@ -54,17 +56,20 @@ PROMPTS = (
 def measure(folder: Path, part: str) -> dict[str, Any]:
     """One part of what the card says in numbers."""
     machine = choose_machine()
+    about = {
+        "sha256": weights_sha256(folder),
+        "hardware": hardware(),
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": versions(),
+    }
     if part == "helpdesk":
-        return {"helpdesk": on_helpdesk(folder, machine)}
+        return {**about, **on_helpdesk(folder, machine)}
     begin = time.perf_counter()
     model, tokenizer = load_language_model(str(folder), device=machine.device)
     load_seconds = time.perf_counter() - begin
     if part == "speed":
         return {
-            "hardware": hardware(),
-            "date": time.strftime("%Y-%m-%d"),
-            "versions": versions(),
-            "sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
+            **about,
             "parameters": sum(p.numel() for p in model.parameters()),
             "embedding_parameters": model.get_input_embeddings().weight.numel(),
             "file_bytes": {name: (folder / name).stat().st_size for name in ("model.safetensors", "tokenizer.json")},
@@ -76,6 +81,8 @@ def measure(folder: Path, part: str) -> dict[str, Any]:
     tokens, starts = encode(tokenizer, [t.text for t in corpus if t.split == "train"])
     scores, overlap = bits_per_byte(folder, corpus, tokens)
     return {
+        **about,
+        "corpus_sha256": digest(corpus),
         "corpus": describe(corpus),
         "packages": package_table(corpus),
         "training_tokens": len(tokens),
@@ -83,6 +90,10 @@ def measure(folder: Path, part: str) -> dict[str, Any]:
         "overlap": overlap,
         "memorised": memorised(model, tokenizer, corpus, tokens, starts),
     }
+
+
+def weights_sha256(folder: Path) -> str:
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
 def generation_speed(model, tokenizer, new_tokens: int = 200) -> float:
@@ -155,7 +166,7 @@ def bits_per_byte(folder: Path, corpus: list[Text], tokens: np.ndarray) -> tuple
         p3 = trigram.probabilities(np.concatenate([[tokenizer.eos_token_id], ids]))
         p3 = np.concatenate([[1.0], p3])  # the first start token is given
         score = score_texts(model, tokenizer, texts, device=device)
-        shared = [np.isin(windows(ids[a:b], WINDOW), seen) for a, b in pairwise(starts)]
+        shared = [lookup(seen, 1, windows(ids[a:b], WINDOW)) for a, b in pairwise(starts)]
         fresh = [text for text, s in zip(texts, shared) if not s.any()]
         fresh_score = score_texts(model, tokenizer, fresh, device=device)
         scores[kind] = {
@@ -238,32 +249,37 @@ def card(found: dict[str, Any], log: dict[str, Any]) -> str:
     curve = [entry for entry in log["curve"] if "held_out_loss" in entry]
     last = log["curve"][-1]
     template = (ROOT / "pretraining" / "card.md").read_text(encoding="utf-8")
+    speed, text = found["speed"], found["text"]
     return template.format(
-        **{name: found["bits_per_byte"][kind] | found["overlap"][kind] for name, kind in zip(("docs", "other"), KINDS)},
-        **found["memorised"],
-        found=found,
+        **{name: text["bits_per_byte"][kind] | text["overlap"][kind] for name, kind in zip(("docs", "other"), KINDS)},
+        **text["memorised"],
+        speed=speed,
+        text=text,
+        epochs_on_helpdesk=found["helpdesk"]["epochs"],
+        rate_on_helpdesk=found["helpdesk"]["lr"],
+        close=helpdesk.CLOSE,
         log=log,
         recipe=log["recipe"],
         heads=log["recipe"]["width"] // log["recipe"]["head_width"],
         longest=LONGEST,
         stages=", then ".join(f"{share:.0%} at {length} tokens" for share, length in STAGES),
-        epochs=last["tokens"] / found["training_tokens"],
+        epochs=last["tokens"] / text["training_tokens"],
         last=last,
         minutes=last["seconds"] / 60,
-        speed=last["tokens"] / last["seconds"],
+        tokens_per_second=last["tokens"] / last["seconds"],
         held_out_names=" and ".join(HELD_OUT_PACKAGES),
-        each=", ".join(f"{name} {found['bits_per_byte'][name]['model']:.3f}" for name in HELD_OUT_PACKAGES),
+        each=", ".join(f"{name} {text['bits_per_byte'][name]['model']:.3f}" for name in HELD_OUT_PACKAGES),
         window=WINDOW,
-        sizes=", ".join(f"`{name}` {size / 1e6:.2f} MB" for name, size in found["file_bytes"].items()),
-        package_count=len(found["packages"]),
-        samples="\n\n".join(map(_sample, found["samples"])),
-        helpdesk=_helpdesk_table(found["helpdesk"]),
+        sizes=", ".join(f"`{name}` {size / 1e6:.2f} MB" for name, size in speed["file_bytes"].items()),
+        package_count=len(text["packages"]),
+        samples="\n\n".join(map(_sample, speed["samples"])),
+        helpdesk_table=_helpdesk_table(found["helpdesk"]),
         corpus_table=_table(
             ("used for", "kind", "texts", "MB"),
             "{split} | {kind} | {texts:,} | {megabytes:.1f}",
             [
                 {**row, "split": row["split"].replace("_", " "), "megabytes": row["bytes"] / 1e6}
-                for row in found["corpus"]
+                for row in text["corpus"]
             ],
         ),
         curve_table=_table(
@@ -274,7 +290,7 @@ def card(found: dict[str, Any], log: dict[str, Any]) -> str:
         package_table=_table(
             ("package", "licence as the package states it", "texts", "kB"),
             "{package} {version} | {licence} | {texts:,} | {kilobytes:,.0f}",
-            [{**row, "kilobytes": row["bytes"] / 1e3} for row in found["packages"]],
+            [{**row, "kilobytes": row["bytes"] / 1e3} for row in text["packages"]],
         ),
     )
 
@@ -332,10 +348,15 @@ def main() -> None:
     path = options.folder / "measured.json"
     for part in PARTS if options.only is None else [p for p in PARTS if p == options.only]:
         found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        found |= measure(options.folder, part)
+        found[part] = measure(options.folder, part)
         path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     found = json.loads(path.read_text(encoding="utf-8"))
     log = json.loads((options.folder / "training_log.json").read_text(encoding="utf-8"))
+    if {found[part]["sha256"] for part in PARTS} != {weights_sha256(options.folder)}:
+        raise SystemExit(f"{path}: measured on other weights, at least in part. Measure all parts again.")
+    if options.folder.resolve() != LANGUAGE_MODEL:
+        print(f"wrote {path}; the card is prose about one model, so it is written for {LANGUAGE_MODEL} only")
+        return
     plot_curve(log["curve"], options.folder / "loss_curve.png")
     (options.folder / "README.md").write_text(card(found, log), encoding="utf-8")
     print(f"wrote {options.folder / 'README.md'}")

@@ -1,7 +1,7 @@
 """Pretrain the small language model from random weights.
 
     python -m pretraining.train                      two CPU cores, about 90 minutes, to results/language_model
-    python -m pretraining.train --preset gpu         a GPU, minutes: larger, and many more tokens
+    python -m pretraining.train --preset gpu         a GPU: larger, and many more tokens (not tried)
     python -m pretraining.train --steps 50 --folder /tmp/try
 
 Stopped and started again, it goes on from its last checkpoint. The matrices learn by Muon (Jordan 2024), embeddings and
@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
 import sys
+import sysconfig
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +30,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from helpers import choose_machine
-from pretraining.corpus import ROOT, Text, read_corpus
+from pretraining import corpus
+from pretraining.corpus import ROOT, Text, digest, packages, read_corpus
 from pretraining.score import score_texts
 from tools.measure import hardware
 
@@ -61,8 +64,9 @@ class Recipe:
 
 PRESETS = {
     "cpu": Recipe(),
-    # Not run for the shipped weights: no GPU was to be had. About 160 million tokens, ten times the corpus.
-    "gpu": Recipe(width=512, layers=8, mlp_width=1408, steps=5000, tokens_per_step=32768, micro_batch_tokens=32768),
+    # Never run: no GPU was to be had. About 160 million tokens, ten times the corpus; 23 million parameters, so that
+    # the file stays below 48 MB. Meant for a card with bfloat16 (Ampere or newer).
+    "gpu": Recipe(width=448, layers=8, mlp_width=1216, steps=5000, tokens_per_step=32768, micro_batch_tokens=8192),
 }
 
 
@@ -154,6 +158,16 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
     return LlamaForCausalLM(config)
 
 
+def check(recipe: Recipe) -> None:
+    """Refuse at the start what would fail after hours."""
+    if recipe.width % recipe.head_width:
+        raise SystemExit(f"--width {recipe.width}: expected a multiple of --head-width {recipe.head_width}.")
+    if recipe.tokens_per_step % LONGEST or recipe.tokens_per_step <= 0:
+        raise SystemExit(f"--tokens-per-step {recipe.tokens_per_step}: expected a multiple of {LONGEST}.")
+    if not (recipe.steps > 0 and 0 < recipe.warmup < 1 and 0 < recipe.decay <= 1):
+        raise SystemExit("expected --steps above 0, --warmup and --decay between 0 and 1.")
+
+
 def length_at(step: int, recipe: Recipe) -> int:
     passed = 0.0
     for share, length in STAGES:
@@ -177,9 +191,10 @@ def next_token_loss(model: LlamaForCausalLM, ids: torch.Tensor) -> torch.Tensor:
 
 
 def train(recipe: Recipe, folder: Path, cache: Path, *, compiled: bool, stop_at: int | None = None) -> None:
+    check(recipe)
     machine = choose_machine()
-    cache.mkdir(parents=True, exist_ok=True)
-    tokenizer, stream, held_out = _prepare(recipe, folder, cache)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer, stream, held_out = _prepare(recipe, cache)
     model = build_model(recipe, tokenizer).to(machine.device)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters; {len(stream.tokens):,} tokens to train on")
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
@@ -192,10 +207,11 @@ def train(recipe: Recipe, folder: Path, cache: Path, *, compiled: bool, stop_at:
     full_rates = [recipe.muon_lr, recipe.adamw_lr]
     log: list[dict[str, float]] = []
     first, seconds = 0, 0.0
-    if (cache / "checkpoint.pt").exists():
-        state = torch.load(cache / "checkpoint.pt", weights_only=True)
+    checkpoint = folder / "checkpoint.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         if state["recipe"] != dataclasses.asdict(recipe):
-            raise SystemExit(f"{cache / 'checkpoint.pt'} is of another recipe. Delete it, or give another --folder.")
+            raise SystemExit(f"{checkpoint} is of another recipe. Delete it, or give another --folder.")
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"]):
             optimizer.load_state_dict(saved)
@@ -257,10 +273,10 @@ def train(recipe: Recipe, folder: Path, cache: Path, *, compiled: bool, stop_at:
                 model.train()
             log.append(entry)
             if done % CHECKPOINT_EVERY == 0 and done < recipe.steps:
-                _checkpoint(cache, recipe, model, optimizers, done, seconds, log)
+                _checkpoint(checkpoint, recipe, model, optimizers, done, seconds, log)
             since, tokens_since, losses = time.perf_counter(), 0, []
     _save(model, tokenizer, folder, recipe, log, machine.reason)
-    (cache / "checkpoint.pt").unlink(missing_ok=True)
+    checkpoint.unlink(missing_ok=True)
     print(f"\n{'step':>6}{'tokens':>14}{'train loss':>12}{'held out':>10}{'bits/byte':>11}{'minutes':>9}")
     for e in log:
         if "held_out_loss" in e:
@@ -270,27 +286,34 @@ def train(recipe: Recipe, folder: Path, cache: Path, *, compiled: bool, stop_at:
             )
 
 
-def _prepare(recipe: Recipe, folder: Path, cache: Path) -> tuple[PreTrainedTokenizerFast, Stream, list[str]]:
+def _prepare(recipe: Recipe, cache: Path) -> tuple[PreTrainedTokenizerFast, Stream, list[str]]:
     """Tokenizer, training stream and a fixed quarter of the held-out docstrings; kept in `cache` between runs."""
-    stored = cache / "tokens.npz"
+    # Another set of packages, another Python or another corpus.py gives other texts.
+    origin = [(p.name, p.version) for p in packages()], sys.version, Path(corpus.__file__).read_text(encoding="utf-8")
+    key = hashlib.sha256(repr(origin).encode()).hexdigest()[:16]
+    stored = cache / f"{key}-{recipe.vocabulary}"
     if not stored.exists():
         print("reading the corpus from the installed packages: a few minutes, once")
-        corpus = read_corpus()
-        tokenizer = train_tokenizer(corpus, recipe.vocabulary)
-        save_tokenizer(tokenizer, cache / "tokenizer")
-        tokens, starts = encode(tokenizer, [t.text for t in corpus if t.split == "train"])
-        held_out = [t.text for t in corpus if t.split == "held_out_docstrings"][::4]
-        (cache / "held_out.json").write_text(json.dumps(held_out), encoding="utf-8")
-        np.savez(cache / "draft.npz", tokens=tokens, starts=starts)
-        os.replace(cache / "draft.npz", stored)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(cache / "tokenizer")
-    arrays = np.load(stored)
-    held_out = json.loads((cache / "held_out.json").read_text(encoding="utf-8"))
+        texts = read_corpus()
+        print(f"corpus: {len(texts):,} texts, sha256 {digest(texts)}")
+        draft = cache / f"{stored.name}.draft"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        tokenizer = train_tokenizer(texts, recipe.vocabulary)
+        save_tokenizer(tokenizer, draft)
+        tokens, starts = encode(tokenizer, [t.text for t in texts if t.split == "train"])
+        np.savez(draft / "tokens.npz", tokens=tokens, starts=starts)
+        held_out = [t.text for t in texts if t.split == "held_out_docstrings"][::4]
+        (draft / "held_out.json").write_text(json.dumps(held_out), encoding="utf-8")
+        os.replace(draft, stored)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(stored)
+    arrays = np.load(stored / "tokens.npz")
+    held_out = json.loads((stored / "held_out.json").read_text(encoding="utf-8"))
     return tokenizer, Stream(arrays["tokens"], arrays["starts"], recipe.seed), held_out
 
 
-def _checkpoint(cache, recipe, model, optimizers, step, seconds, log) -> None:
-    draft = cache / "checkpoint.draft"
+def _checkpoint(path: Path, recipe, model, optimizers, step, seconds, log) -> None:
+    draft = path.with_suffix(".draft")
     torch.save(
         {
             "recipe": dataclasses.asdict(recipe),
@@ -302,11 +325,10 @@ def _checkpoint(cache, recipe, model, optimizers, step, seconds, log) -> None:
         },
         draft,
     )
-    os.replace(draft, cache / "checkpoint.pt")
+    os.replace(draft, path)
 
 
 def _save(model, tokenizer, folder: Path, recipe: Recipe, log: list, processor: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     model.set_attn_implementation("sdpa")
     model.to("cpu", torch.bfloat16).save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
@@ -324,7 +346,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pretraining.train", description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
     parser.add_argument("--folder", type=Path, default=ROOT / "results" / "language_model", help="where it goes")
-    parser.add_argument("--cache", type=Path, default=ROOT / "results" / "pretraining", help="corpus and checkpoints")
+    parser.add_argument("--cache", type=Path, default=ROOT / "results" / "pretraining", help="tokens of the corpus")
     parser.add_argument(
         "--compile", choices=("auto", "yes", "no"), default="auto", help="auto: on Linux with a compiler"
     )
@@ -338,7 +360,8 @@ def main() -> None:
     recipe = dataclasses.replace(PRESETS[options.preset], **given)
     compiled = options.compile == "yes"
     if options.compile == "auto":  # elsewhere the compiler that comes with the system often lacks OpenMP
-        compiled = sys.platform == "linux" and bool(shutil.which("c++"))
+        headers = Path(sysconfig.get_path("include"), "Python.h")
+        compiled = sys.platform == "linux" and bool(shutil.which("c++")) and headers.exists()
     train(recipe, options.folder, options.cache, compiled=compiled, stop_at=options.stop_at)
 
 

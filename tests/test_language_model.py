@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from copy import deepcopy
 
 import pytest
 import torch
@@ -12,9 +13,9 @@ from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from helpers import ModelError, OfflineError, fingerprint, load_language_model
-from helpers.hub import KNOWN_MODELS, LANGUAGE_MODEL, find_model
+from helpers.hub import KNOWN_MODELS, LANGUAGE_MODEL, LANGUAGE_MODEL_FILES, find_model
 from helpers.models import ENCODER, OPEN_LANGUAGE_MODEL
-from pretraining.report import card
+from pretraining.report import PARTS, card
 from pretraining.score import score_texts
 
 # Written for this test, on a subject and with names that no package has; it is not part of any training text.
@@ -40,7 +41,6 @@ def copy(tmp_path, monkeypatch):
     """A copy of the shipped folder that stands in for it, to be damaged."""
     folder = tmp_path / "language_model"
     shutil.copytree(LANGUAGE_MODEL, folder)
-    monkeypatch.setitem(KNOWN_MODELS, str(folder), KNOWN_MODELS[str(LANGUAGE_MODEL)])
     monkeypatch.setattr("helpers.hub.LANGUAGE_MODEL", folder)
     monkeypatch.setattr("helpers.models.LANGUAGE_MODEL", folder)
     return folder
@@ -66,11 +66,11 @@ def tiny_llama(vocabulary=8192, **options):
 
 
 def test_files_are_the_measured_ones_and_small_enough():
-    weights = (LANGUAGE_MODEL / "model.safetensors").read_bytes()
-    known = KNOWN_MODELS[str(LANGUAGE_MODEL)]
+    for name, sha256 in LANGUAGE_MODEL_FILES.items():
+        assert hashlib.sha256((LANGUAGE_MODEL / name).read_bytes()).hexdigest() == sha256, name
     measured = json.loads((LANGUAGE_MODEL / "measured.json").read_text(encoding="utf-8"))
-    assert hashlib.sha256(weights).hexdigest() == known["sha256"] == measured["sha256"]
-    assert hashlib.sha256((LANGUAGE_MODEL / "tokenizer.json").read_bytes()).hexdigest() == known["tokenizer"]
+    assert set(measured) == set(PARTS)
+    assert {part["sha256"] for part in measured.values()} == {LANGUAGE_MODEL_FILES["model.safetensors"]}
     assert sum(file.stat().st_size for file in LANGUAGE_MODEL.rglob("*")) < 48_000_000
     assert not [f for f in LANGUAGE_MODEL.rglob("*") if f.suffix in {".bin", ".pt", ".pth", ".pkl"}]
 
@@ -132,6 +132,7 @@ def test_one_block_less_is_noticed(shipped):
 @torch.no_grad()
 def test_generation_with_and_without_cache_gives_the_same_tokens(shipped):
     model, tokenizer = shipped
+    model = deepcopy(model).double()  # so that rounding decides nothing
     prompts = ["Return the", "Raises\n------\nValueError\n", "Compute the mean of the array and"]
     tokenizer.padding_side = "left"
     batch = tokenizer(prompts, padding=True, return_tensors="pt")
@@ -145,7 +146,7 @@ def test_generation_with_and_without_cache_gives_the_same_tokens(shipped):
         alone = tokenizer(prompt, return_tensors="pt")
         ids = model.generate(**{name: alone[name] for name in inputs}, **options)
         assert torch.equal(ids[0, alone["input_ids"].shape[1] :], row), "padding on the left changed the answer"
-    assert len({tuple(row.tolist()) for row in new}) == 3 and all(len(set(row.tolist())) > 5 for row in new)
+    assert len({tuple(row.tolist()) for row in new}) == 3
 
 
 def test_score_counts_every_token_once_whatever_the_window(shipped):
@@ -253,7 +254,7 @@ def test_damaged_or_missing_files_of_the_shipped_model(copy):
     with pytest.raises(ModelError, match=rf"model\.safetensors: {len(whole) - 1000:,} bytes, its header promises"):
         load_language_model()
     weights.unlink()
-    with pytest.raises(ModelError, match=r"found no weights, expected \*\.safetensors"):
+    with pytest.raises(ModelError, match=rf"found no weights, expected \*\.safetensors.*{back}"):
         load_language_model()
     weights.write_bytes(whole)
     load_language_model(quiet=True)
@@ -262,7 +263,19 @@ def test_damaged_or_missing_files_of_the_shipped_model(copy):
     with pytest.raises(ModelError, match=rf"tokenizer\.json: SHA-256 .*{back}"):
         load_language_model()
     tokenizer.unlink()
-    with pytest.raises(ModelError, match="no readable tokenizer"):
+    with pytest.raises(ModelError, match=rf"no readable tokenizer.*{back}"):
+        load_language_model()
+    shutil.rmtree(copy)
+    with pytest.raises(ModelError, match=rf"the folder of the language model is missing.*{back}"):
+        load_language_model()
+
+
+def test_a_changed_number_in_the_shipped_configuration(copy):
+    """Five blocks instead of six, or another rotary base, would load and only predict worse."""
+    file = copy / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**config, "num_hidden_layers": config["num_hidden_layers"] - 1}))
+    with pytest.raises(ModelError, match=r"config\.json: SHA-256 .*git checkout"):
         load_language_model()
 
 
@@ -270,7 +283,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 90\n"
 PAGE = b"<!DOCTYPE html><html>Sign in</html>"
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize(
     ("content", "message"), [(POINTER, "a Git LFS pointer.*git lfs pull"), (PAGE, "a web page, not")]
 )
@@ -289,6 +302,17 @@ def test_a_cut_off_tokenizer_and_one_that_holds_something_else(other):
     file.write_text('{"an": "answer"}')
     with pytest.raises(ModelError, match="no readable tokenizer"):
         load_language_model(str(other))
+    file.write_text("[]")
+    with pytest.raises(ModelError, match=r"tokenizer\.json: a JSON list, not a tokenizer"):
+        load_language_model(str(other))
+
+
+@pytest.mark.parametrize("change", [{"hidden_size": "16"}, {"num_attention_heads": 3}, {"model_type": "surprise"}])
+def test_a_configuration_that_no_model_can_have(other, change):
+    config = json.loads((other / "config.json").read_text(encoding="utf-8"))
+    (other / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ModelError, match=r"config\.json"):
+        load_language_model(str(other))
 
 
 def test_a_tokenizer_of_another_model(other):
@@ -304,6 +328,10 @@ def test_a_tokenizer_whose_end_token_is_another(other):
     (other / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"end token '<\|start\|>' has the id 1, config\.json expects \[2\]"):
         load_language_model(str(other))
+    model_config = json.loads((other / "config.json").read_text(encoding="utf-8"))
+    del model_config["eos_token_id"]  # says nothing, so nothing contradicts it
+    (other / "config.json").write_text(json.dumps(model_config))
+    assert load_language_model(str(other), quiet=True)[1].eos_token_id == 1
 
 
 def test_an_encoder_is_no_language_model():

@@ -61,8 +61,9 @@ def lookup(keys: np.ndarray, values: np.ndarray | int, wanted: np.ndarray) -> np
 def windows(tokens: np.ndarray, length: int) -> np.ndarray:
     """A 64-bit hash of every run of `length` tokens."""
     ids = tokens.astype(np.uint64) + np.uint64(1)
-    keys = np.zeros(max(0, len(ids) - length + 1), dtype=np.uint64)
+    count = max(0, len(ids) - length + 1)
+    keys = np.zeros(count, dtype=np.uint64)
     for i in range(length):
-        keys = keys * np.uint64(0x9E3779B97F4A7C15) + ids[i : len(ids) - length + 1 + i]
+        keys = keys * np.uint64(0x9E3779B97F4A7C15) + ids[i : i + count]
         keys ^= keys >> np.uint64(29)
     return keys

@@ -352,6 +352,9 @@ def main() -> None:
         path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     found = json.loads(path.read_text(encoding="utf-8"))
     log = json.loads((options.folder / "training_log.json").read_text(encoding="utf-8"))
+    if absent := [part for part in PARTS if part not in found]:
+        print(f"not measured yet: {', '.join(absent)}; no card")
+        return
     if {found[part]["sha256"] for part in PARTS} != {weights_sha256(options.folder)}:
         raise SystemExit(f"{path}: measured on other weights, at least in part. Measure all parts again.")
     if options.folder.resolve() != LANGUAGE_MODEL:

@@ -155,7 +155,7 @@ def imported_modules(path):
 
 def test_what_is_imported_is_a_direct_dependency():
     direct = {requirement.name for requirement in requirements(1)}
-    own = {"helpers", "tools", "tests", "conftest"} | {path.stem for path in files(".py")}
+    own = {"helpers", "pretraining", "tools", "tests", "conftest"} | {path.stem for path in files(".py")}
     platform_only = {"google", "kaggle_secrets"}  # on Colab and Kaggle
     unlisted = {}
     for path in files(".py", ".ipynb"):

@@ -1,6 +1,6 @@
 """The text that the small language model reads: documentation that lies on every reader's disk.
 
-    python -m pretraining.corpus        counts it, package by package
+    python -m pretraining.corpus        counts it, by use and kind
 
 Docstrings, signatures, prose comments and project descriptions of the packages pinned in requirements.txt, read from
 where they are installed. Nothing of it is committed. The order is fixed: packages and files by name, texts by place in

@@ -79,7 +79,8 @@ def measure(folder: Path, part: str) -> dict[str, Any]:
         }
     corpus = read_corpus()
     tokens, starts = encode(tokenizer, [t.text for t in corpus if t.split == "train"])
-    scores, overlap = bits_per_byte(folder, corpus, tokens)
+    untrained, _ = load_language_model(str(folder), random_weights=True, device=machine.device, quiet=True)
+    scores, overlap = bits_per_byte(model, untrained, tokenizer, corpus, tokens)
     return {
         **about,
         "corpus_sha256": digest(corpus),
@@ -149,11 +150,11 @@ def licence(about: metadata.PackageMetadata) -> str:
     return about.get("License-Expression") or ", ".join(classifiers) or first[0][:60] or "see its files"
 
 
-def bits_per_byte(folder: Path, corpus: list[Text], tokens: np.ndarray) -> tuple[dict[str, Any], dict[str, Any]]:
+def bits_per_byte(
+    model, untrained, tokenizer, corpus: list[Text], tokens: np.ndarray
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The model and what it must beat, on both kinds of held-out text; and how much of that text training saw."""
-    device = choose_machine().device
-    model, tokenizer = load_language_model(str(folder), device=device, quiet=True)
-    untrained, _ = load_language_model(str(folder), random_weights=True, device=device, quiet=True)
+    device = str(model.device)
     trigram = Trigram(tokens, len(tokenizer))
     seen = np.unique(windows(tokens, WINDOW))
     scores, overlap = {}, {}

@@ -8,13 +8,16 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "adapters": "check_lora load_adapter save_adapter",
     "errors": "AdapterError DataError DeviceError ModelError OfflineError ParameterError TutorialError",
     "machine": "Machine choose_machine",
-    "measuring": "Cost ParameterCount count_parameters fingerprint measure",
-    "models": "load_encoder load_language_model load_tokenizer transformer_blocks",
-    "plots": "plot_confusion plot_learning_curves plot_lines plot_map plot_scoreboard plot_scores",
+    "measuring": "Cost ParameterCount count_parameters fingerprint measure training_memory",
+    "models": "Classifier load_classifier load_encoder load_language_model load_tokenizer transformer_blocks",
+    "plots": "plot_confusion plot_learning_curves plot_lines plot_map plot_parts plot_scoreboard plot_scores",
     "records": "Record read_records record scoreboard write_records",
+    "replies": "Pair grade_replies load_pairs",
     "tasks": "Task load_task",
+    "training": "LossWatch group_by_length",
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
 

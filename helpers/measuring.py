@@ -8,7 +8,7 @@ import gc
 import hashlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import psutil
@@ -56,14 +56,60 @@ def fingerprint(*modules: nn.Module, only_frozen: bool = False) -> str:
 
     Two equal fingerprints prove that not one bit of these weights has changed in between.
     """
+    return hash_parameters(
+        (name, parameter)
+        for module in modules
+        for name, parameter in module.named_parameters()
+        if not (only_frozen and parameter.requires_grad)
+    )
+
+
+def hash_parameters(named: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """SHA-256 over the name, shape, type and bytes of each tensor, in the order given."""
     digest = hashlib.sha256()
-    for module in modules:
-        for name, parameter in module.named_parameters():
-            if only_frozen and parameter.requires_grad:
-                continue
-            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-            digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for name, parameter in named:
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def training_memory(
+    model: nn.Module, optimizer: torch.optim.Optimizer, compute_loss: Callable[[], torch.Tensor]
+) -> dict[str, float]:
+    """Take one training step and return what it keeps, in MiB, by part.
+
+    Args:
+        model: in training mode, without gradients.
+        optimizer: new, over the parameters that are trained; the step changes them.
+        compute_loss: the forward pass of one batch; returns the loss, a scalar.
+
+    Returns "weights", "gradients", "optimiser state", and "activations": every tensor that the
+    forward pass kept for the backward pass and that is no weight. Bytes of tensors, counted once
+    each and not sampled, so they are the same on every device.
+    """
+    weights = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = compute_loss()
+    loss.backward()
+    gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+    optimizer.step()
+    state = sum(v.nbytes for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor))
+    optimizer.zero_grad()
+    parts = {
+        "weights": sum(weights.values()),
+        "gradients": gradients,
+        "optimiser state": state,
+        "activations": sum(kept.values()),
+    }
+    return {name: size / MIB for name, size in parts.items()}
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -17,9 +17,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import logging
 
-from .errors import ModelError, OfflineError
+from .errors import ModelError, OfflineError, ParameterError
 from .hub import LANGUAGE_MODEL, check_tokenizer, find_model
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -48,6 +49,64 @@ def load_encoder(
     if not quiet:
         print(f"Encoder {name}: {sum(p.numel() for p in model.parameters()):,} parameters from {source}")
     return model.to(device).eval()
+
+
+class Classifier(nn.Module):
+    """A backbone, the mean over its last layer's real tokens, and a linear head that starts at zero.
+
+    The classifier that notebook 1 builds step by step, in the form that `Trainer` and PEFT expect.
+
+    Attributes:
+        backbone: the model that reads the text, (batch, tokens) -> (batch, tokens, width).
+        head: `nn.Linear`, (batch, width) -> (batch, labels).
+        labels: the names of the labels, in the order of the head's outputs.
+        config: the backbone's configuration.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, labels: Sequence[str]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.config = backbone.config
+        self.labels = list(labels)
+        self.head = nn.Linear(backbone.config.hidden_size, len(self.labels))
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    # No **kwargs here: Trainer would take them as a promise to normalise the loss over accumulated batches.
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor | None = None
+    ) -> SequenceClassifierOutput:
+        """Return `logits`, (batch, labels) in float32, and the cross-entropy `loss` if `labels` are given."""
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state.float()
+        weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        logits = self.head((hidden * weights).sum(1) / weights.sum(1)).float()
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+
+def load_classifier(
+    name: str = ENCODER,
+    labels: Sequence[str] = (),
+    *,
+    random_weights: bool = False,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Classifier:
+    """Load a pretrained backbone under a new head of zeros, in float32 and evaluation mode.
+
+    Args:
+        name: a local folder or a Hub id, as for `load_encoder`.
+        labels: the names of the labels, at least two.
+        random_weights: build the backbone with random weights drawn with `seed`.
+
+    Raises:
+        ParameterError: fewer than two labels.
+        ModelError, OfflineError: see `helpers.hub.find_model`.
+    """
+    if len(labels) < 2:
+        raise ParameterError(f"labels={list(labels)}: a classifier needs at least two.")
+    backbone = load_encoder(name, random_weights=random_weights, seed=seed, device=device, quiet=True)
+    return Classifier(backbone, labels).to(device).eval()
 
 
 def load_language_model(

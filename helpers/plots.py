@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 # Okabe and Ito (2008), "Color Universal Design".
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h", "d")
+HATCHES = ("", "//", "..", "xx", "\\\\")
 LINES = ("-", "--", "-.", ":")
 
 
@@ -102,6 +103,31 @@ def plot_scores(
     ax.grid(axis="x", alpha=0.3)
     if len(groups) > 1:
         ax.legend(frameon=False, loc="best")
+    return ax
+
+
+def plot_parts(
+    parts: Mapping[str, Mapping[str, float]], *, xlabel: str, title: str = "", ax: Axes | None = None
+) -> Axes:
+    """Draw one stacked horizontal bar a name, with the sum at its end.
+
+    Args:
+        parts: for each name, the size of each part; all names have the same parts.
+    """
+    ax = _axes(ax, (7.5, 0.5 * len(parts) + 1.4))
+    sums = np.zeros(len(parts))
+    for number, part in enumerate(next(iter(parts.values()))):
+        sizes = np.array([of_name[part] for of_name in parts.values()])
+        style = {"color": COLOURS[number % len(COLOURS)], "hatch": HATCHES[number % len(HATCHES)]}
+        ax.barh(range(len(parts)), sizes, left=sums, label=part, edgecolor="white", **style)
+        sums += sizes
+    for position, total in enumerate(sums):
+        ax.annotate(f"{total:,.0f}", (total, position), xytext=(4, 0), textcoords="offset points", va="center")
+    ax.set_yticks(range(len(parts)), list(parts))
+    ax.invert_yaxis()
+    ax.set(xlabel=xlabel, title=title)
+    ax.margins(x=0.1)
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return ax
 
 

@@ -179,6 +179,7 @@ def scoreboard(results_dir: str = "results", *, task: Task | None = None, metric
         known = ", ".join(sorted(set(rows["metric"])))
         raise ParameterError(f"metric={metric!r}: the records have {known}. Use one of these.")
     rows = rows[rows["metric"] == metric]
+    rows = rows[rows["split"].isin(("test", "test_shifted"))]  # sweeps are judged, and recorded, on validation
     if task is not None:
         rows = rows[rows["task_fingerprint"] == task.fingerprint]
     table = []

@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 import time
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from helpers import load_task
+from helpers import Pair, grade_replies
 from helpers.machine import Machine
-from helpers.tasks import HELPDESK
 
 IGNORED = -100  # the label that the loss leaves out
-CLOSE = 0.6  # a reply that is no canned one word for word counts for the nearest, if it is at least so similar
 EPOCHS, BATCH, LR = 4, 16, 1e-3  # the same for both starts; not tuned
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A question and the canned reply it should get."""
-
-    question: str
-    reply: str
-    topic: str
-
-
-def read_pairs(split: str) -> list[Pair]:
-    lines = (HELPDESK / "replies.jsonl").read_text(encoding="utf-8").splitlines()
-    replies = {row["reply_id"]: row for row in map(json.loads, lines)}
-    rows = load_task("helpdesk").splits[split]
-    return [Pair(row["text"], replies[row["reply_id"]]["text"], replies[row["reply_id"]]["label"]) for row in rows]
 
 
 def prompt_of(question: str) -> str:
@@ -126,19 +105,5 @@ def answer(
 
 def grade(pairs: list[Pair], replies: list[tuple[str, bool]]) -> dict[str, float]:
     """Shares of replies that are right word for word, that belong to the right topic, and that ended by themselves."""
-    topic_of = {pair.reply: pair.topic for pair in read_pairs("train")}
-
-    def topic(text: str) -> str | None:
-        if text in topic_of:
-            return topic_of[text]
-        # Without autojunk, which leaves frequent letters out of longer texts.
-        similar = {reply: difflib.SequenceMatcher(None, text, reply, autojunk=False).ratio() for reply in topic_of}
-        nearest = max(similar, key=similar.__getitem__)
-        return topic_of[nearest] if similar[nearest] >= CLOSE else None
-
-    n = len(pairs)
-    return {
-        "exact_match": sum(p.reply == text for p, (text, _) in zip(pairs, replies)) / n,
-        "topic_accuracy": sum(p.topic == topic(text) for p, (text, _) in zip(pairs, replies)) / n,
-        "ended": sum(ended for _, ended in replies) / n,
-    }
+    ended = sum(by_itself for _, by_itself in replies) / len(pairs)
+    return {**grade_replies(pairs, [text for text, _ in replies]), "ended": ended}

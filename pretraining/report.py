@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from helpers import choose_machine, load_language_model, plot_lines
+from helpers import choose_machine, load_language_model, load_pairs, plot_lines
 from helpers.hub import LANGUAGE_MODEL
 from helpers.records import versions
+from helpers.replies import CLOSE
 from pretraining import helpdesk
 from pretraining.corpus import HELD_OUT_PACKAGES, ROOT, Text, canonical, digest, packages, read_corpus
 from pretraining.ngrams import Trigram, lookup, windows
@@ -225,7 +226,7 @@ def memorised(model, tokenizer, corpus, tokens, starts) -> dict[str, Any]:
 
 def on_helpdesk(folder: Path, machine) -> dict[str, Any]:
     """Fine-tune all weights on question and canned reply, from pretrained and from random weights."""
-    train, test = helpdesk.read_pairs("train"), helpdesk.read_pairs("test")
+    train, test = load_pairs("train"), load_pairs("test")
     runs = []
     for seed in SEEDS:
         for random_weights in (False, True):
@@ -258,7 +259,7 @@ def card(found: dict[str, Any], log: dict[str, Any]) -> str:
         text=text,
         epochs_on_helpdesk=found["helpdesk"]["epochs"],
         rate_on_helpdesk=found["helpdesk"]["lr"],
-        close=helpdesk.CLOSE,
+        close=CLOSE,
         log=log,
         recipe=log["recipe"],
         heads=log["recipe"]["width"] // log["recipe"]["head_width"],

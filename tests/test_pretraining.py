@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from helpers import choose_machine, fingerprint, load_language_model
+from helpers import choose_machine, fingerprint, load_language_model, load_pairs
 from helpers.hub import LANGUAGE_MODEL
 from pretraining import corpus, helpdesk, train
 from pretraining.ngrams import Trigram, windows
@@ -216,7 +216,7 @@ def test_a_recipe_that_would_fail_after_hours_is_refused_at_once(tiny_recipe, tm
 
 def test_helpdesk_loss_is_on_the_reply_only_and_the_end_is_learned():
     tokenizer = AutoTokenizer.from_pretrained(LANGUAGE_MODEL)
-    pair = helpdesk.read_pairs("train")[0]
+    pair = load_pairs("train")[0]
     ids, labels = helpdesk.encode_pair(tokenizer, pair)
     counted = labels != helpdesk.IGNORED
     assert tokenizer.decode(ids[~counted], skip_special_tokens=True) == helpdesk.prompt_of(pair.question)
@@ -228,7 +228,7 @@ def test_fine_tuning_teaches_replies_that_end_by_themselves():
     """Eight questions learned by heart: every reply word for word, each with its end."""
     machine = choose_machine()
     model, tokenizer = load_language_model(str(LANGUAGE_MODEL), device=machine.device, quiet=True)
-    pairs = helpdesk.read_pairs("train")[:8]
+    pairs = load_pairs("train")[:8]
     questions = [pair.question for pair in pairs]
     before = helpdesk.grade(pairs, helpdesk.answer(model, tokenizer, questions, machine))
     helpdesk.fine_tune(model, tokenizer, pairs, machine, epochs=60, batch=8)
@@ -238,7 +238,7 @@ def test_fine_tuning_teaches_replies_that_end_by_themselves():
 
 
 def test_grade_knows_right_near_and_wrong_replies():
-    pair, same_topic, other = (helpdesk.read_pairs("train")[i] for i in (0, 1, 2))
+    pair, same_topic, other = (load_pairs("train")[i] for i in (0, 1, 2))
     assert pair.topic == same_topic.topic != other.topic and pair.reply != same_topic.reply
     cut = pair.reply[: int(len(pair.reply) * 0.8)]
     replies = [

@@ -1,0 +1,299 @@
+"""Saves LoRA adapters with what they were trained on, and refuses those that do not fit, with the reason.
+
+PEFT loads an adapter that was trained on another model of the same shape, one with NaN weights, and
+one with keys that fit nowhere, without a word. Here each of these is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from .errors import AdapterError, ParameterError
+from .measuring import hash_parameters
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+
+# PEFT is imported where it is needed: it imports bitsandbytes, after which `accelerate` starts no processes.
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+TRAINED_ON = "trained_on.json"  # ours: fingerprint, type and size of the base, and the labels
+
+
+def check_lora(model: nn.Module, config: LoraConfig) -> None:
+    """Refuse a LoRA configuration that cannot work with this model, before PEFT changes the model.
+
+    PEFT complains only when not one target is found, and takes any rank and any alpha.
+
+    Raises:
+        ParameterError: rank below 1 or above the smaller side of a target matrix, alpha not above 0,
+            a target or a module to save that the model does not have, a task type that does not fit.
+    """
+    if not isinstance(config.r, int) or config.r < 1:
+        raise ParameterError(f"r={config.r!r}: expected a whole number from 1. Usual ranks are 4 to 64.")
+    if not config.lora_alpha > 0:
+        raise ParameterError(
+            f"lora_alpha={config.lora_alpha!r}: the update is multiplied by alpha / r, so nothing would be learned. "
+            f"Use r or twice r."
+        )
+    expected = task_type_of(model)
+    if config.task_type != expected:
+        raise ParameterError(
+            f"task_type={config.task_type!r}: this {type(model).__name__} needs {expected!r}. "
+            f"Write it so in LoraConfig."
+        )
+    modules = {  # under the names they have without an adapter
+        re.sub(r"\.(base_layer|original_module)$", "", name): module
+        for name, module in model.named_modules()
+        if not re.search(r"\.(lora_\w+|modules_to_save)(\.|$)", name)
+    }
+    matrices = {name: module for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)}
+    offered = ", ".join(sorted({name.rpartition(".")[2] for name in matrices}))
+    wanted = config.target_modules or []
+    if isinstance(wanted, str) and wanted != "all-linear":
+        found = [name for name in modules if re.fullmatch(wanted, name)]
+        if not found:
+            raise ParameterError(f"target_modules={wanted!r} fits no module. Linear layers here: {offered}.")
+    elif wanted == "all-linear":
+        found = list(matrices)
+    else:
+        found = []
+        for target in sorted(wanted):
+            fitting = [name for name in modules if name == target or name.endswith(f".{target}")]
+            if not fitting:
+                raise ParameterError(
+                    f"target_modules: this model has no module {target!r}. Linear layers here: {offered}."
+                )
+            found += fitting
+    for name in found:
+        if name not in matrices:
+            continue  # an embedding, which LoRA can adapt as well; PEFT refuses what it cannot adapt
+        smaller = min(matrices[name].weight.shape)
+        if config.r > smaller:
+            raise ParameterError(
+                f"r={config.r}: {name} is a matrix of {' x '.join(map(str, matrices[name].weight.shape))}, so no "
+                f"update of it has a rank above {smaller}. Use a smaller r."
+            )
+    for name in config.modules_to_save or []:
+        if not any(module == name or module.endswith(f".{name}") for module in modules):
+            raise ParameterError(f"modules_to_save: this model has no module {name!r}. Print the model for its names.")
+
+
+def task_type_of(model: nn.Module) -> str | None:
+    """PEFT's task type for this model: "CAUSAL_LM" if it generates text, None for a `Classifier` or an encoder."""
+    generates = getattr(model, "can_generate", None)
+    return "CAUSAL_LM" if generates is not None and generates() else None
+
+
+def base_fingerprint(model: nn.Module, *, without: Iterable[str] = ()) -> str:
+    """SHA-256 of the weights below an adapter: the same with and without the adapter attached.
+
+    Args:
+        model: a model or a `PeftModel` around it.
+        without: names of modules that the adapter brings along itself, such as a head.
+    """
+    return hash_parameters(_base_parameters(model, tuple(without)))
+
+
+def _base_parameters(model: nn.Module, without: tuple[str, ...]) -> Iterator[tuple[str, nn.Parameter]]:
+    for name, parameter in model.named_parameters():
+        if "lora_" in name or ".modules_to_save." in name:
+            continue
+        plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
+        if not set(plain.split(".")) & set(without):
+            yield plain, parameter
+
+
+def _about(model: nn.Module, without: Iterable[str]) -> dict[str, object]:
+    base = model.get_base_model() if _has_adapters(model) else model
+    parameters = dict(_base_parameters(model, tuple(without)))
+    return {
+        "base_fingerprint": hash_parameters(parameters.items()),
+        "base_dtypes": sorted({str(p.dtype).removeprefix("torch.") for p in parameters.values()}),
+        "base_parameters": sum(p.numel() for p in parameters.values()),
+        "labels": getattr(base, "labels", None),
+    }
+
+
+def save_adapter(model: PeftModel, folder: str | Path, *, name: str = "default") -> Path:
+    """Save one adapter of a PEFT model: configuration, weights (head included), and what it was trained on.
+
+    The folder appears complete or not at all: it is written under another name and then renamed. An
+    older one of the same name is replaced.
+
+    Raises:
+        ParameterError: the model has no adapter of this name.
+        AdapterError: the base was changed when the adapter was made (PiSSA and the like), so that
+            the adapter would not fit the base that others load.
+    """
+    if name not in model.peft_config:
+        raise ParameterError(f"name={name!r}: this model has the adapters {', '.join(model.peft_config)}.")
+    config = model.peft_config[name]
+    if not isinstance(config.init_lora_weights, bool) and config.init_lora_weights not in ("gaussian", "orthogonal"):
+        raise AdapterError(
+            f"init_lora_weights={config.init_lora_weights!r} moved a part of the base into the adapter, so it fits no "
+            f"base but this one. Convert it with path_initial_model_for_weight_conversion, or merge and save all."
+        )
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as draft:
+        # "auto" would ask the Hub whether the vocabulary was resized.
+        model.save_pretrained(draft, selected_adapters=[name], save_embedding_layers=False)
+        made = Path(draft) if name == "default" else Path(draft) / name
+        text = json.dumps(_about(model, config.modules_to_save or ()), indent=1)
+        (made / TRAINED_ON).write_text(text + "\n", encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        shutil.copytree(made, f"{folder}.new", dirs_exist_ok=True)
+        os.replace(f"{folder}.new", folder)
+    return folder
+
+
+def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default") -> PeftModel:
+    """Attach a saved adapter to its base; a second one goes beside the first, to be chosen with `set_adapter`.
+
+    Args:
+        model: the base, or the `PeftModel` that an earlier call returned.
+        folder: what `save_adapter` wrote.
+        name: under which name to attach it.
+
+    Returns the `PeftModel`, in evaluation mode, with this adapter active. The base keeps its weights
+    and, if the adapter is refused, its form.
+
+    Raises:
+        AdapterError: a file is missing or damaged; the adapter was trained on another base (also one
+            of the same shape), for other labels or another kind of task; weights are missing, left
+            over, of another shape, or not finite.
+        ParameterError: the name is taken.
+    """
+    from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+
+    folder = Path(folder)
+    config, about, tensors = _read(folder)
+    attached = _has_adapters(model)
+    if attached and name in model.peft_config:
+        raise ParameterError(f"name={name!r}: an adapter of this name is attached already. Choose another name.")
+    base = model.get_base_model() if attached else model
+    expected = task_type_of(base)
+    if config.task_type != expected:
+        raise AdapterError(
+            f"{folder / CONFIG}: task_type is {config.task_type!r}, this {type(base).__name__} needs {expected!r}. "
+            f"Load the kind of model that the adapter was trained for."
+        )
+    _check_base(folder, model, config, about)
+    try:
+        check_lora(base, config)
+    except ParameterError as error:
+        raise AdapterError(f"{folder / CONFIG}: {error}") from None
+    config.inference_mode = True
+    if attached:
+        model.add_adapter(name, config)
+        wrapped = model
+    else:
+        wrapped = PeftModel(model, config, adapter_name=name)
+    try:
+        own = get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False)
+        _check_tensors(folder, tensors, own)
+    except AdapterError:
+        if attached:
+            wrapped.delete_adapter(name)
+        else:
+            wrapped.unload()
+        raise
+    set_peft_model_state_dict(wrapped, tensors, adapter_name=name)
+    wrapped.set_adapter(name)
+    wrapped.requires_grad_(False)
+    return wrapped.eval()
+
+
+def _has_adapters(model: nn.Module) -> bool:
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def _read(folder: Path) -> tuple[LoraConfig, dict, dict[str, torch.Tensor]]:
+    from peft import LoraConfig, PeftConfig
+
+    for file in (CONFIG, WEIGHTS, TRAINED_ON):
+        if not (folder / file).is_file():
+            raise AdapterError(f"{folder / file}: no such file. An adapter is a folder that save_adapter wrote.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # an unknown key is only a warning
+            config = PeftConfig.from_pretrained(str(folder))
+        about = json.loads((folder / TRAINED_ON).read_text(encoding="utf-8"))
+        known = about["base_fingerprint"], about["base_parameters"], about["base_dtypes"], about["labels"]
+    except (ValueError, KeyError, TypeError, Warning) as error:
+        raise AdapterError(
+            f"{folder}: {CONFIG} or {TRAINED_ON} is damaged ({str(error).splitlines()[0]}). Copy the adapter again."
+        ) from None
+    if not isinstance(config, LoraConfig) or not all(x is not None for x in known[:3]):
+        raise AdapterError(f"{folder / CONFIG}: peft_type is {config.peft_type!r}, expected LORA.")
+    try:
+        return config, about, load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{folder / WEIGHTS}: damaged or cut short ({error}). Copy the adapter again.") from None
+
+
+def _check_base(folder: Path, model: nn.Module, config: LoraConfig, about: dict) -> None:
+    here = _about(model, config.modules_to_save or ())
+    if here["base_parameters"] != about["base_parameters"]:
+        raise AdapterError(
+            f"{folder}: trained on a base of {about['base_parameters']:,} parameters, this one has "
+            f"{here['base_parameters']:,}. Load the model that the adapter was trained on."
+        )
+    if here["base_dtypes"] != about["base_dtypes"]:
+        raise AdapterError(
+            f"{folder}: trained on {' and '.join(about['base_dtypes'])} weights, these are "
+            f"{' and '.join(here['base_dtypes'])}. Load the base in the type it was trained with."
+        )
+    if here["base_fingerprint"] != about["base_fingerprint"]:
+        raise AdapterError(
+            f"{folder}: trained on another base of the same shape (fingerprint {about['base_fingerprint'][:12]}, here "
+            f"{here['base_fingerprint'][:12]}). Load exactly the weights that the adapter was trained on."
+        )
+    if here["labels"] != about["labels"]:
+        raise AdapterError(
+            f"{folder}: trained for the labels {about['labels']}, this model has {here['labels']}. "
+            f"Give the same labels in the same order."
+        )
+
+
+def _check_tensors(folder: Path, found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    file = folder / WEIGHTS
+    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing:
+        raise AdapterError(
+            f"{file}: lacks {len(missing)} of {len(expected)} tensors, such as {missing[0]}. Save all that was "
+            f"trained, the head included (save_adapter does)."
+        )
+    if extra:
+        raise AdapterError(
+            f"{file}: has {len(extra)} tensors that fit nowhere, such as {extra[0]}. "
+            f"{CONFIG} belongs to another adapter."
+        )
+    for key, tensor in found.items():
+        if tensor.shape != expected[key].shape:
+            raise AdapterError(
+                f"{file}: {key} has the shape {tuple(tensor.shape)}, expected {tuple(expected[key].shape)}. "
+                f"{CONFIG} belongs to another adapter."
+            )
+        if not torch.isfinite(tensor).all():
+            raise AdapterError(
+                f"{file}: {key} holds values that are not finite: its training diverged. Train again with a smaller "
+                f"learning rate."
+            )

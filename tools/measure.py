@@ -23,7 +23,19 @@ from tools.run_notebooks import ROOT, run_notebook
 
 MEASUREMENTS = ROOT / "data" / "measurements"
 SEEDS = (0, 1, 2)
-FULL_SIZE: dict[str, dict] = {"01_feature_extraction": {}}  # the defaults: here only the seeds are too long to wait for
+FULL_SIZE: dict[str, dict] = {
+    "01_feature_extraction": {},  # the defaults: here only the seeds are too long to wait for
+    "02_lora": {
+        "sweep_steps": 100,
+        "sweep_ranks": [1, 4, 16, 64],
+        "sweep_targets": ["q,v", "attention", "all linear"],
+        "lora_rates": [2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2],
+        "full_rates": [2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3],
+        "relatives": ["rsLoRA", "DoRA", "PiSSA", "LoRA+"],  # LoRA itself runs at this length in section 4
+        "relatives_steps": 150,
+        "reply_full_fine_tuning": True,
+    },
+}
 
 
 def hardware() -> str:

@@ -11,7 +11,7 @@ _HOME = {
     "adapters": "check_lora load_adapter save_adapter",
     "errors": "AdapterError DataError DeviceError ModelError OfflineError ParameterError TutorialError",
     "machine": "Machine choose_machine",
-    "measuring": "Cost ParameterCount count_parameters fingerprint measure training_memory",
+    "measuring": "Cost ParameterCount count_parameters fingerprint measure quantization_constants training_memory",
     "models": "Classifier load_classifier load_encoder load_language_model load_tokenizer transformer_blocks",
     "plots": "plot_confusion plot_learning_curves plot_lines plot_map plot_parts plot_scoreboard plot_scores",
     "records": "Record read_records record scoreboard write_records",

@@ -23,7 +23,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .errors import AdapterError, ParameterError
-from .measuring import hash_parameters
+from .measuring import hash_parameters, true_size
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -83,11 +83,12 @@ def check_lora(model: nn.Module, config: LoraConfig) -> None:
     for name in found:
         if name not in matrices:
             continue  # an embedding, which LoRA can adapt as well; PEFT refuses what it cannot adapt
-        smaller = min(matrices[name].weight.shape)
-        if config.r > smaller:
+        module = matrices[name]
+        shape = module.weight.shape if isinstance(module, Conv1D) else (module.out_features, module.in_features)
+        if config.r > min(shape):  # not the shape of the weight: in 4 bits that is a packed column
             raise ParameterError(
-                f"r={config.r}: {name} is a matrix of {' x '.join(map(str, matrices[name].weight.shape))}, so no "
-                f"update of it has a rank above {smaller}. Use a smaller r."
+                f"r={config.r}: {name} is a matrix of {' x '.join(map(str, shape))}, so no "
+                f"update of it has a rank above {min(shape)}. Use a smaller r."
             )
     for name in config.modules_to_save or []:
         if not any(module == name or module.endswith(f".{name}") for module in modules):
@@ -122,10 +123,12 @@ def _base_parameters(model: nn.Module, without: tuple[str, ...]) -> Iterator[tup
 def _about(model: nn.Module, without: Iterable[str]) -> dict[str, object]:
     base = model.get_base_model() if _has_adapters(model) else model
     parameters = dict(_base_parameters(model, tuple(without)))
+    packed = [p.quant_state for p in parameters.values() if getattr(p, "quant_state", None) is not None]
+    dtypes = {f"{q.quant_type}{' with double quantisation' * q.nested}" for q in packed}
     return {
         "base_fingerprint": hash_parameters(parameters.items()),
-        "base_dtypes": sorted({str(p.dtype).removeprefix("torch.") for p in parameters.values()}),
-        "base_parameters": sum(p.numel() for p in parameters.values()),
+        "base_dtypes": sorted(dtypes or {str(p.dtype).removeprefix("torch.") for p in parameters.values()}),
+        "base_parameters": sum(true_size(p) for p in parameters.values()),
         "labels": getattr(base, "labels", None),
     }
 
@@ -164,13 +167,15 @@ def save_adapter(model: PeftModel, folder: str | Path, *, name: str = "default")
     return folder
 
 
-def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default") -> PeftModel:
+def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default", other_base: bool = False) -> PeftModel:
     """Attach a saved adapter to its base; a second one goes beside the first, to be chosen with `set_adapter`.
 
     Args:
         model: the base, or the `PeftModel` that an earlier call returned.
         folder: what `save_adapter` wrote.
         name: under which name to attach it.
+        other_base: attach it to another base of the same size on purpose, such as the original of a
+            quantised one. The answers will differ; measure by how much.
 
     Returns the `PeftModel`, in evaluation mode, with this adapter active. The base keeps its weights
     and, if the adapter is refused, its form.
@@ -195,7 +200,7 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default")
             f"{folder / CONFIG}: task_type is {config.task_type!r}, this {type(base).__name__} needs {expected!r}. "
             f"Load the kind of model that the adapter was trained for."
         )
-    _check_base(folder, model, config, about)
+    _check_base(folder, model, config, about, other_base)
     try:
         check_lora(base, config)
     except ParameterError as error:
@@ -249,19 +254,20 @@ def _read(folder: Path) -> tuple[LoraConfig, dict, dict[str, torch.Tensor]]:
         raise AdapterError(f"{folder / WEIGHTS}: damaged or cut short ({error}). Copy the adapter again.") from None
 
 
-def _check_base(folder: Path, model: nn.Module, config: LoraConfig, about: dict) -> None:
+def _check_base(folder: Path, model: nn.Module, config: LoraConfig, about: dict, other_base: bool) -> None:
     here = _about(model, config.modules_to_save or ())
     if here["base_parameters"] != about["base_parameters"]:
         raise AdapterError(
             f"{folder}: trained on a base of {about['base_parameters']:,} parameters, this one has "
             f"{here['base_parameters']:,}. Load the model that the adapter was trained on."
         )
-    if here["base_dtypes"] != about["base_dtypes"]:
+    if here["base_dtypes"] != about["base_dtypes"] and not other_base:
         raise AdapterError(
             f"{folder}: trained on {' and '.join(about['base_dtypes'])} weights, these are "
-            f"{' and '.join(here['base_dtypes'])}. Load the base in the type it was trained with."
+            f"{' and '.join(here['base_dtypes'])}. Load the base in the type it was trained with, or say "
+            f"other_base=True if you mean it."
         )
-    if here["base_fingerprint"] != about["base_fingerprint"]:
+    if here["base_fingerprint"] != about["base_fingerprint"] and not other_base:
         raise AdapterError(
             f"{folder}: trained on another base of the same shape (fingerprint {about['base_fingerprint'][:12]}, here "
             f"{here['base_fingerprint'][:12]}). Load exactly the weights that the adapter was trained on."

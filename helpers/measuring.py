@@ -41,14 +41,27 @@ def count_parameters(*modules: nn.Module) -> ParameterCount:
     Weights that bitsandbytes packed to 4 bits count with their true number, not with their bytes.
     """
     seen: dict[int, nn.Parameter] = {id(p): p for module in modules for p in module.parameters()}
-
-    def size(p: nn.Parameter) -> int:
-        state = getattr(p, "quant_state", None)
-        return state.shape.numel() if state is not None else p.numel()
-
     return ParameterCount(
-        trainable=sum(size(p) for p in seen.values() if p.requires_grad), total=sum(size(p) for p in seen.values())
+        trainable=sum(true_size(p) for p in seen.values() if p.requires_grad),
+        total=sum(true_size(p) for p in seen.values()),
     )
+
+
+def true_size(parameter: nn.Parameter) -> int:
+    """How many numbers a parameter stands for; packed to 4 bits, `numel` is about half of them."""
+    state = getattr(parameter, "quant_state", None)
+    return state.shape.numel() if state is not None else parameter.numel()
+
+
+def quantization_constants(parameter: nn.Parameter) -> dict[str, torch.Tensor]:
+    """The tensors that a 4-bit parameter needs to be read: scales, their scales, their mean, the code tables."""
+    state = getattr(parameter, "quant_state", None)
+    if state is None:
+        return {}
+    found = {"absmax": state.absmax, "code": state.code, "offset": state.offset}
+    if state.state2 is not None:
+        found |= {"absmax2": state.state2.absmax, "code2": state.state2.code}
+    return {name: tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
 
 
 def fingerprint(*modules: nn.Module, only_frozen: bool = False) -> str:
@@ -64,10 +77,20 @@ def fingerprint(*modules: nn.Module, only_frozen: bool = False) -> str:
     )
 
 
-def hash_parameters(named: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """SHA-256 over the name, shape, type and bytes of each tensor, in the order given."""
+def hash_parameters(named: Iterable[tuple[str, nn.Parameter]]) -> str:
+    """SHA-256 over the name, shape, type and bytes of each parameter, in the order given.
+
+    A 4-bit parameter counts with its constants. Beside such, the type of the others is left out:
+    bitsandbytes and PEFT store biases and norms in 16 bits or 32 as they go, with the same values.
+    """
+    parameters = dict(named)
+    tensors = dict(parameters)
+    for name, parameter in parameters.items():
+        tensors |= {f"{name}.{part}": tensor for part, tensor in quantization_constants(parameter).items()}
+    if len(tensors) > len(parameters):
+        tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
     digest = hashlib.sha256()
-    for name, parameter in named:
+    for name, parameter in tensors.items():
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
         digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -85,9 +108,12 @@ def training_memory(
 
     Returns "weights", "gradients", "optimiser state", and "activations": every tensor that the
     forward pass kept for the backward pass and that is no weight. Bytes of tensors, counted once
-    each and not sampled, so they are the same on every device.
+    each and not sampled, so they are the same on every device. The constants of 4-bit weights count
+    as weights; what gradient checkpointing computes again on the way back is not in it.
     """
-    weights = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
+    constants = (c for p in model.parameters() for c in quantization_constants(p).values())
+    stored = (t.untyped_storage() for t in (*model.parameters(), *constants))
+    weights = {storage.data_ptr(): storage.nbytes() for storage in stored}
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:

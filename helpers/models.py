@@ -14,6 +14,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -22,13 +23,21 @@ from transformers.utils import logging
 
 from .errors import ModelError, OfflineError, ParameterError
 from .hub import LANGUAGE_MODEL, check_tokenizer, find_model
+from .measuring import count_parameters
+from .quantization import check_not_quantized, check_quantization, settle
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 OPEN_LANGUAGE_MODEL = "Qwen/Qwen3-0.6B-Base"  # what "auto" means on a GPU: open, without a licence click
 
 
 def load_encoder(
-    name: str = ENCODER, *, random_weights: bool = False, seed: int = 0, device: str = "cpu", quiet: bool = False
+    name: str = ENCODER,
+    *,
+    random_weights: bool = False,
+    seed: int = 0,
+    device: str = "cpu",
+    quantization: BitsAndBytesConfig | None = None,
+    quiet: bool = False,
 ) -> PreTrainedModel:
     """Load a pretrained backbone without a head, in float32 and evaluation mode.
 
@@ -36,19 +45,24 @@ def load_encoder(
         name: a local folder or a Hub id, encoder (BERT-like) or decoder (GPT-like).
         random_weights: build the same architecture with random weights drawn with `seed`: the
             control that shows what pretraining is worth.
+        quantization: load the linear layers in 4 or 8 bits; the rest stays float32.
         quiet: do not print where the model came from.
 
     Returns a `transformers` model whose output has `last_hidden_state` (batch, tokens, width) and,
     with `output_hidden_states=True`, one such tensor for the embeddings and one a layer.
 
     Raises:
-        ModelError, OfflineError: see `helpers.hub.find_model`.
+        ModelError, OfflineError: see `helpers.hub.find_model`; `ModelError` also for weights that are
+            quantised already.
+        DeviceError, ParameterError: see `helpers.quantization.check_quantization`.
     """
     folder, source = find_model(name)
-    model, source = _load(AutoModel, folder, source, random_weights=random_weights, seed=seed)
+    model, source = _load(
+        AutoModel, folder, source, random_weights=random_weights, seed=seed, device=device, quantization=quantization
+    )
     if not quiet:
-        print(f"Encoder {name}: {sum(p.numel() for p in model.parameters()):,} parameters from {source}")
-    return model.to(device).eval()
+        print(f"Encoder {name}: {count_parameters(model).total:,} parameters from {source}")
+    return model.eval()
 
 
 class Classifier(nn.Module):
@@ -91,6 +105,7 @@ def load_classifier(
     random_weights: bool = False,
     seed: int = 0,
     device: str = "cpu",
+    quantization: BitsAndBytesConfig | None = None,
 ) -> Classifier:
     """Load a pretrained backbone under a new head of zeros, in float32 and evaluation mode.
 
@@ -98,14 +113,17 @@ def load_classifier(
         name: a local folder or a Hub id, as for `load_encoder`.
         labels: the names of the labels, at least two.
         random_weights: build the backbone with random weights drawn with `seed`.
+        quantization: as for `load_encoder`; the head stays float32.
 
     Raises:
         ParameterError: fewer than two labels.
-        ModelError, OfflineError: see `helpers.hub.find_model`.
+        ModelError, OfflineError, DeviceError, ParameterError: see `load_encoder`.
     """
     if len(labels) < 2:
         raise ParameterError(f"labels={list(labels)}: a classifier needs at least two.")
-    backbone = load_encoder(name, random_weights=random_weights, seed=seed, device=device, quiet=True)
+    backbone = load_encoder(
+        name, random_weights=random_weights, seed=seed, device=device, quantization=quantization, quiet=True
+    )
     return Classifier(backbone, labels).to(device).eval()
 
 
@@ -116,6 +134,7 @@ def load_language_model(
     seed: int = 0,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
+    quantization: BitsAndBytesConfig | None = None,
     quiet: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer, in evaluation mode, and say which and why.
@@ -126,6 +145,7 @@ def load_language_model(
             had. Else a local folder or a Hub id.
         random_weights: build the same architecture with random weights drawn with `seed`.
         dtype: the type of the weights, as in `torch.float32`.
+        quantization: load the linear layers of the blocks in 4 or 8 bits; `dtype` holds for the rest.
         quiet: do not print the line.
 
     Returns the model, whose output has `logits` (batch, tokens, vocabulary), and a tokenizer whose
@@ -133,7 +153,8 @@ def load_language_model(
 
     Raises:
         ModelError: a file is missing, damaged or not what it should be, or tokenizer and model do not
-            fit; names the file.
+            fit, or the weights are quantised already; names the file.
+        DeviceError, ParameterError: see `helpers.quantization.check_quantization`.
         OfflineError: a named Hub model is nowhere on this machine and the Hub does not answer.
 
     Source of the shipped model: data/language_model/README.md (pretrained by this project).
@@ -150,14 +171,22 @@ def load_language_model(
     folder, source = find_model(name)
     if folder.resolve() == LANGUAGE_MODEL:
         source = "data/language_model, which ships with this repository"
-    model, source = _load(AutoModelForCausalLM, folder, source, random_weights=random_weights, seed=seed, dtype=dtype)
+    model, source = _load(
+        AutoModelForCausalLM,
+        folder,
+        source,
+        random_weights=random_weights,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        quantization=quantization,
+    )
     tokenizer = _read_tokenizer(folder)
     _check_fit(folder, model, tokenizer)
     _pad_with_own_token(model, tokenizer)
     if not quiet:
-        count = sum(p.numel() for p in model.parameters())
-        print(f"Language model {asked!r}: {count:,} parameters from {source} ({why})")
-    return model.to(device).eval(), tokenizer
+        print(f"Language model {asked!r}: {count_parameters(model).total:,} parameters from {source} ({why})")
+    return model.eval(), tokenizer
 
 
 def _load(
@@ -167,9 +196,15 @@ def _load(
     *,
     random_weights: bool,
     seed: int,
+    device: str,
     dtype: torch.dtype = torch.float32,
+    quantization: BitsAndBytesConfig | None = None,
 ) -> tuple[PreTrainedModel, str]:
     """The model of a checked folder, pretrained or with random weights, and where it came from."""
+    if quantization is not None:
+        if random_weights:
+            raise ParameterError("random_weights=True with a quantisation: choose one of the two.")
+        check_quantization(quantization, device=device)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
@@ -180,6 +215,9 @@ def _load(
             f"{folder}/config.json: {str(error).splitlines()[0]} Use a model type that transformers has, with the "
             f"config.json that belongs to it."
         ) from None
+    if quantization is not None:
+        check_not_quantized(config, f"{folder}/config.json")
+    extra = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device}}
     missing: list[str] = []
     try:
         if random_weights:
@@ -196,6 +234,7 @@ def _load(
                     trust_remote_code=False,
                     use_safetensors=True,
                     output_loading_info=True,
+                    **extra,
                 )
             missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
     except (ValueError, KeyError, OSError, RuntimeError) as error:
@@ -206,7 +245,10 @@ def _load(
             f"{folder}: the weights lack {len(missing)} tensors of this {type(model).__name__}, such as {missing[0]}, "
             f"which would stay random. Give a complete model, with the config.json that belongs to it."
         )
-    return model, source
+    if quantization is not None:
+        settle(model)
+        return model, f"{source}, linear layers in {4 if quantization.load_in_4bit else 8} bits"
+    return model.to(device), source
 
 
 def _check_fit(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

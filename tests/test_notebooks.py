@@ -11,10 +11,12 @@ import psutil
 import pytest
 from docstrings import write_csv
 
+from helpers import load_task, read_records, scoreboard
 from tools.run_notebooks import run_notebook
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRST = ROOT / "notebooks" / "01_feature_extraction.ipynb"
+SECOND = ROOT / "notebooks" / "02_lora.ipynb"
 
 
 class Run:
@@ -139,8 +141,10 @@ def test_both_tests_both_metrics_and_the_costs_are_recorded(first):
     assert {"map", "layer-figure", "few-figure", "curves", "depth-figure", "confusion", "records"} <= first.pictures
 
 
-def test_no_cell_warned(first):
-    noisy = {cell: text for cell, text in first.printed.items() if re.search(r"[Ww]arning|Traceback", text)}
+@pytest.mark.parametrize("notebook", ["first", "second"])
+def test_no_cell_warned(notebook, request):
+    printed = request.getfixturevalue(notebook).printed
+    noisy = {cell: text for cell, text in printed.items() if re.search(r"[Ww]arning|Traceback|Failed to", text)}
     assert not noisy
 
 
@@ -149,7 +153,7 @@ def test_no_cell_warned(first):
     ("rows", "labels", "depth", "train_examples"), [(5_000, 6, 1, 0), (10_000, 77, 3, 1_540)], ids=["6", "77"]
 )
 def test_your_own_file_works_unedited(tmp_path, rows, labels, depth, train_examples):
-    """Real text of public style; fewer steps, draws and training examples than by default keep `make test` short."""
+    """Real text of public style; shorter texts, fewer steps, draws and examples than by default save time."""
     write_csv(tmp_path / "own.csv", rows=rows, labels=labels, depth=depth)
     run = Run(
         FIRST,
@@ -157,9 +161,176 @@ def test_your_own_file_works_unedited(tmp_path, rows, labels, depth, train_examp
         task=str(tmp_path / "own.csv"),
         fine_tuning_steps=10,
         draws=1,
+        max_tokens=48,
         train_examples=train_examples,
     )
     assert {record["task"] for record in run.records} == {"own"}
     assert {record["split"] for record in run.records} == {"test"}
     assert run.value("feature_extraction", "joined") > run.value("majority") + 0.2
+    assert run.peak_gib < 6
+
+
+# ---------------------------------------------------------------- LoRA
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory):
+    return Run(SECOND, tmp_path_factory.mktemp("second"))
+
+
+def numbers(text, pattern):
+    """All numbers that the one group of `pattern` finds."""
+    found = [float(number.replace(",", "")) for number in re.findall(pattern, text)]
+    assert found, f"{pattern} is not in {text!r}"
+    return found
+
+
+def test_the_counts_of_llama_are_exact(second):
+    """Published sizes of the bases; what LoRA adds follows from the shapes."""
+    text = second.printed["llama-counts"]
+    assert numbers(text, r"trained +([\d,]+)") == [
+        *(6_738_415_616, 4_194_304, 19_988_480),
+        *(13_015_864_320, 6_553_600, 31_293_440),
+    ]
+    assert numbers(text, r"of +([\d,]+)") == [
+        *(6_738_415_616, 6_742_609_920, 6_758_404_096),
+        *(13_015_864_320, 13_022_417_920, 13_047_157_760),
+    ]
+
+
+def test_the_four_checks_pass(second):
+    assert "unchanged, to the bit" in second.printed["check-zero"]
+    assert "['A', 'B'] only; largest: ['0.0e+00'" in second.printed["check-gradients"], "A must wait for B"
+    *kept, first_beyond, _ = numbers(second.printed["check-rank"], r"(\d\.\de[+-]\d\d)")
+    assert len(kept) == 8 and min(kept) > 1e-3 and first_beyond < 1e-5
+    assert numbers(second.printed["check-merge"], r"differ by (\S+)")[0] < 1e-4
+
+
+def test_the_own_layer_equals_pefts(second):
+    text = second.printed["equal"]
+    assert len(numbers(text, r"loss (\d\.\d+),")) == 3, "three steps"
+    assert len(set(numbers(text, r"loss (\d\.\d+),"))) == 3, "weights that do not move prove nothing"
+    for difference in numbers(text, r"by (\d\.\de[+-]\d\d)"):
+        assert difference < 1e-5
+    trained = [numbers(second.printed[cell], r"([\d,]+) of") for cell in ("own-lora", "peft-lora")]
+    assert trained[0] == trained[1] == [6 * 2 * 2 * 8 * 384 + 12 * 385]
+
+
+def test_training_starts_where_it_must_and_a_loss_that_is_not_finite_stops_it(second):
+    expected, measured = numbers(second.printed["first-loss"], r"(\d\.\d{3})")[:2]
+    assert expected == 2.485 and abs(measured - expected) < 0.01
+    assert "not by one bit" in second.printed["first-loss"]
+    assert re.search(r"refused: the loss is \S+ at step \d+, learning rate", second.printed["first-loss"])
+
+
+def test_lora_comes_close_to_full_fine_tuning_and_the_head_alone_does_not(second):
+    head, everything = second.value("feature_extraction", "head only"), second.value("full_fine_tuning", "Trainer")
+    adapted = second.value("lora", "r=8, all linear, 150")
+    assert adapted > head + 0.03 and everything > head + 0.03
+    assert abs(adapted - everything) < 0.06, "one seed: two standard errors and a little"
+    sizes = {r["variant"].split(", 150")[0]: r["trainable_parameters"] for r in second.records if r["split"] == "test"}
+    assert sizes["r=8, q,v"] == 78_348 and sizes["r=8, all linear"] == 336_396
+    assert sizes["r=8, all linear"] < 0.02 * sizes["everything"]
+
+
+def test_over_three_seeds_lora_is_within_a_point_and_a_half():
+    recorded = read_records(ROOT / "data" / "measurements")
+    recorded = recorded[(recorded["notebook"] == "02_lora") & (recorded["split"] == "test")]
+    recorded = recorded[recorded["metric"] == "accuracy"]
+    mean, seeds = {}, {}
+    for name in ("head only", "r=8, all linear", "everything"):
+        runs = recorded[recorded["variant"] == f"{name}, 150 steps, Trainer"]
+        mean[name], seeds[name] = 100 * runs["value"].mean(), sorted(runs["seed"])
+    assert set(map(tuple, seeds.values())) == {(0, 1, 2)}
+    assert mean["r=8, all linear"] > mean["everything"] - 1.5, mean
+    assert mean["head only"] < mean["r=8, all linear"] - 3, mean
+
+
+def test_adapters_are_small_and_memory_is_recorded(second):
+    for record in second.records:
+        if record["technique"] == "lora" and record["split"] in ("test", "test_shifted"):
+            size = 4 * record["trainable_parameters"]
+            assert size < record["adapter_bytes"] < 1.1 * size
+            assert record["train_seconds"] > 1 and record["peak_mib"] > 10
+    shown = {"curves", "memory", "grid-figure", "rates-figure", "spectra", "records"}
+    assert shown <= second.pictures
+
+
+def test_sweeps_are_judged_on_validation_only(second):
+    swept = [r for r in second.records if ", lr " in r["variant"]]
+    assert len(swept) == 9 and {r["split"] for r in swept} == {"validation"}
+
+
+def test_few_directions_of_the_full_change_are_enough(second):
+    kept = dict(zip((0, 1, 8, 64), numbers(second.printed["cut"], r"kept: ([\d.]+) %")))
+    whole = numbers(second.printed["cut"], r"all of it: +([\d.]+) %")[0]
+    assert kept[0] < whole - 5, "without the change of the linear layers most of the gain is gone"
+    assert kept[64] > whole - 3
+
+
+def test_forgetting_is_measured_and_the_head_alone_forgets_nothing(second):
+    losses = {
+        name: numbers(second.printed["forgotten"], rf"{name} +(\d\.\d+) nats")[0]
+        for name in ("pretrained", "head only", "r=8, all linear", "everything")
+    }
+    assert losses["head only"] == losses["pretrained"] < losses["everything"]
+    assert losses["pretrained"] < 2, "the measurement must be something that the model can do"
+
+
+def test_the_adapter_is_the_same_wherever_it_is_loaded(second):
+    assert numbers(second.printed["load"], r"difference (\S+)")[0] < 1e-5
+    assert numbers(second.printed["process"], r"difference (\S+)")[0] < 1e-5
+    assert len(numbers(second.printed["switch"], r"by (\S+)\n")) == 2
+    assert max(numbers(second.printed["switch"], r"by (\S+)\n")) < 1e-5
+    assert numbers(second.printed["merge"], r"difference (\S+),")[0] < 1e-3
+    refused = second.printed["refuse"]
+    for reason in ("another base of the same shape", "same labels in the same order", "the head included"):
+        assert reason in refused
+    assert (second.result.records.parent.parent / "adapters" / "02_lora" / "all-linear" / "trained_on.json").exists()
+
+
+def test_the_model_learns_to_answer_and_to_stop(second):
+    for metric in ("exact_match", "topic_accuracy"):
+        before = second.value("hard_prompt", metric=metric)
+        after = second.value("lora", "replies", metric=metric)
+        assert before <= 0.01 and after > before + 0.02, metric
+    assert second.value("lora", "replies", metric="topic_accuracy") > 1 / 12 + 0.04, "guessing a topic: 1 in 12"
+    assert second.value("lora", "replies", metric="ended") > 0.99
+    perplexity = [second.value(t, split="validation", metric="perplexity") for t in ("hard_prompt", "lora")]
+    assert perplexity[1] < 2 < perplexity[0]
+    assert second.printed["mask"].rstrip().endswith("<|end|>'") and "Question" in second.printed["mask"].split("\n")[0]
+    assert second.printed["three-answers"].count("wanted:") == 3
+
+
+def test_the_exercise_finds_both_bugs(second):
+    assert (
+        "(100.00%)" in second.printed["solution-2"]
+        and "head is not saved: ['base_model" in second.printed["solution-2"]
+    )
+    assert all("right:" in second.printed[f"solution-{number}"] for number in (1, 2, 3))
+
+
+def test_the_scoreboard_shows_both_notebooks(first, second, tmp_path):
+    (tmp_path / "records").mkdir()
+    for run in (first, second):
+        (tmp_path / "records" / run.result.records.name).write_bytes(run.result.records.read_bytes())
+    table = scoreboard(tmp_path, task=load_task("helpdesk"))
+    live = table[table["source"] == "this run"]
+    assert {"tfidf", "feature_extraction", "partial_fine_tuning", "full_fine_tuning", "lora"} <= set(live["technique"])
+    assert {"everything, 150 steps", "everything, 150 steps, Trainer", "head only, 150 steps, Trainer"} <= set(
+        live["variant"]
+    )
+    assert not live["variant"].str.contains(", lr ").any(), "sweeps do not belong on the scoreboard"
+
+
+@pytest.mark.slow
+def test_lora_on_your_own_file_works_unedited(tmp_path):
+    """Fewer steps and shorter texts than by default keep `make test` short."""
+    write_csv(tmp_path / "own.csv", rows=5_000, labels=6, depth=1)
+    few = {"fine_tuning_steps": 20, "sweep_steps": 2, "sweep_ranks": [1], "relatives": ["LoRA"], "relatives_steps": 2}
+    few |= {"lora_rates": [2e-3], "full_rates": [2e-4], "reply_steps": 2, "max_tokens": 48}
+    run = Run(SECOND, tmp_path, task=str(tmp_path / "own.csv"), **few)
+    on_test = [r for r in run.records if r["split"] == "test" and r["metric"] == "accuracy"]
+    assert {record["task"] for record in on_test} == {"own"}
+    assert run.value("lora", "r=8, all linear, 20") > 1 / 6 + 0.2
     assert run.peak_gib < 6

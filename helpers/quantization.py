@@ -1,0 +1,86 @@
+"""Checks a quantisation before a model is loaded with it, and names what became 4-bit.
+
+The configuration itself stands in the notebook; nothing of the arithmetic is in here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from .errors import DeviceError, ModelError, ParameterError
+from .machine import cuda_fault
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig, PreTrainedConfig
+
+# bitsandbytes is imported where it is needed: after it, `accelerate` starts no processes.
+
+INSTALL = "Install it with: pip install --no-deps bitsandbytes"
+
+
+def check_quantization(config: BitsAndBytesConfig, *, device: str = "cpu") -> None:
+    """Refuse a quantisation that cannot work on this machine, before anything is loaded.
+
+    Raises:
+        ParameterError: neither 4 nor 8 bits, or an unknown 4-bit type.
+        DeviceError: bitsandbytes is missing or has no library for this machine; the card cannot run
+            the installed PyTorch, or does not compute in bfloat16.
+    """
+    if not (config.load_in_4bit or config.load_in_8bit):
+        raise ParameterError("the quantisation asks for neither load_in_4bit=True nor load_in_8bit=True. Set one.")
+    if config.load_in_4bit and config.bnb_4bit_quant_type not in ("nf4", "fp4"):
+        raise ParameterError(f"bnb_4bit_quant_type={config.bnb_4bit_quant_type!r}: expected 'nf4' or 'fp4'.")
+    if device.startswith("cuda"):
+        if fault := cuda_fault():
+            raise DeviceError(f"device={device!r}: {fault} Use device='cpu', or a notebook with another card.")
+        major, minor = torch.cuda.get_device_capability()
+        if config.load_in_4bit and config.bnb_4bit_compute_dtype == torch.bfloat16 and major < 8:
+            raise DeviceError(
+                f"bnb_4bit_compute_dtype=torch.bfloat16: {torch.cuda.get_device_name()} has compute capability "
+                f"{major}.{minor}, bfloat16 needs 8.0. Use torch.float16."
+            )
+    try:
+        from bitsandbytes.cextension import ErrorHandlerMockBNBNativeLibrary, lib
+    except (ImportError, OSError, RuntimeError) as error:
+        raise DeviceError(f"bitsandbytes cannot be imported ({error}). {INSTALL}, or use LoRA without it.") from None
+    if isinstance(lib, ErrorHandlerMockBNBNativeLibrary):
+        raise DeviceError(
+            "bitsandbytes is installed, but has no library for this machine. Run `python -m bitsandbytes` for its "
+            "reason, install the wheel for this system, or use LoRA without quantisation."
+        )
+
+
+def check_not_quantized(config: PreTrainedConfig, source: str) -> None:
+    """Raise `ModelError` if these weights are quantised already: quantising twice would only add error."""
+    already = getattr(config, "quantization_config", None)
+    if already is not None:
+        given = already if isinstance(already, dict) else already.to_dict()
+        raise ModelError(
+            f"{source}: these weights are quantised already ({given.get('quant_method', 'unknown method')}). Give the "
+            f"original model, or load this one without a quantisation."
+        )
+
+
+def quantized_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    """Name and module of each layer whose weight bitsandbytes holds in 4 bits."""
+    for name, module in model.named_modules():
+        if getattr(getattr(module, "weight", None), "quant_state", None) is not None:
+            yield name, module
+
+
+def settle(model: nn.Module) -> None:
+    """Make 4-bit layers compute the same in training and evaluation, and stay what they are.
+
+    On a CPU with AVX512-BF16, bitsandbytes 0.50 rewrites a layer's packed weights in its first
+    evaluation and rounds their constants to bfloat16 for good; a layer treated so passes no
+    gradient on afterwards. And every 4-bit layer rounds its bias to the compute type in its first
+    forward pass. Here the first is switched off, and the second done at once.
+    """
+    for _, layer in quantized_layers(model):
+        layer.support_avx512bf16_for_cpu = False
+        if layer.bias is not None and layer.compute_dtype is not None:
+            layer.bias.data = layer.bias.data.to(layer.compute_dtype)

@@ -12,6 +12,7 @@ _HOME = {
     "errors": "AdapterError DataError DeviceError ModelError OfflineError ParameterError TutorialError",
     "machine": "Machine choose_machine",
     "measuring": "Cost ParameterCount count_parameters fingerprint measure quantization_constants training_memory",
+    "memory": "MemoryBill memory_bill require_fit",
     "models": "Classifier load_classifier load_encoder load_language_model load_tokenizer transformer_blocks",
     "plots": "plot_confusion plot_learning_curves plot_lines plot_map plot_parts plot_scoreboard plot_scores",
     "records": "Record read_records record scoreboard write_records",

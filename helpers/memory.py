@@ -1,0 +1,407 @@
+"""The memory bill: what a training step needs, computed from a model's configuration, without weights.
+
+The model is built on PyTorch's meta device by transformers and PEFT themselves, and one forward pass
+runs with fake tensors: every operation happens, no number is computed. What autograd would keep for
+the backward pass is counted as it passes by. Sources of the method: QLoRA (Dettmers and others 2023,
+https://arxiv.org/abs/2305.14314) for the formats; the code of transformers, PEFT and bitsandbytes
+for what is really stored. `tests/test_memory.py` holds every part against real training steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen3Config
+
+from .errors import DeviceError, ModelError, ParameterError
+from .models import transformer_blocks
+from .quantization import check_not_quantized
+
+GIB = 2**30
+METHODS = ("full", "lora", "qlora")
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+OPTIMIZERS = ("adamw", "adamw_32bit", "adamw_8bit", "paged_adamw_8bit")
+OPTIMIZER_BLOCK = 256  # bitsandbytes: one 32-bit scale for so many 8-bit values
+SMALLEST_8BIT = 4096  # bitsandbytes: smaller tensors keep 32-bit state
+CODE_TABLE = 4 * 256  # bytes of an 8-bit code table; a 4-bit one has 16 entries
+
+
+def _llama(width: int, inner: int, blocks: int, heads: int, kv_heads: int | None = None, **more: int) -> LlamaConfig:
+    shape = {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": blocks}
+    shape |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads or heads, "vocab_size": 32000}
+    return LlamaConfig(**(shape | {"max_position_embeddings": 4096} | more))
+
+
+# Published shapes, from the papers and the config.json of each model.
+MODELS: dict[str, Callable[[], PreTrainedConfig]] = {
+    "Llama-2-7B": lambda: _llama(4096, 11008, 32, 32),
+    "Llama-2-13B": lambda: _llama(5120, 13824, 40, 40),
+    "Llama-2-70B": lambda: _llama(8192, 28672, 80, 64, 8),
+    "LLaMA-65B": lambda: _llama(8192, 22016, 80, 64, max_position_embeddings=2048),
+    "Mistral-7B": lambda: _llama(4096, 14336, 32, 32, 8, max_position_embeddings=32768),
+    "Qwen3-0.6B": lambda: Qwen3Config(
+        vocab_size=151936,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=True,
+        max_position_embeddings=32768,
+    ),
+}
+
+# Memory that a process can use, in GiB, as nvidia-smi shows it: less than the number on the box.
+CARDS = {
+    "T4 16 GB": 14.7,
+    "P100 16 GB": 15.9,
+    "L4 24 GB": 22.0,
+    "A100 40 GB": 39.4,
+    "A100 80 GB": 79.1,
+    "H100 80 GB": 79.1,
+    "two T4 (one is used)": 14.7,
+}
+# An estimate: CUDA context, temporary tensors of a layer and of the optimiser, fragmentation.
+RESERVE_GIB = 1.0
+
+
+@dataclass(frozen=True)
+class MemoryBill:
+    """Bytes of one training step by part, and what they belong to.
+
+    `weights` includes quantised ones without their `constants`. `activations` is what is kept from
+    the forward for the backward pass, without the `logits` and their 32-bit copies. With gradient
+    checkpointing it holds the inputs of all blocks and the inside of the largest one.
+    """
+
+    weights: int
+    constants: int
+    adapters: int
+    gradients: int
+    optimizer_state: int
+    activations: int
+    logits: int
+    paged: bool
+    trainable_parameters: int
+    total_parameters: int
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, int]:
+        """Bytes by part, in the order in which a training run allocates them."""
+        return {
+            "weights": self.weights,
+            "constants": self.constants,
+            "adapters": self.adapters,
+            "gradients": self.gradients,
+            "optimiser state": self.optimizer_state,
+            "activations": self.activations,
+            "logits": self.logits,
+        }
+
+    def needs(self) -> int:
+        """Bytes that must be on the card: all, less a paged optimiser state, which may move to the CPU's memory."""
+        return self.total - (self.optimizer_state if self.paged else 0)
+
+    def fits(self, card_gib: float, *, reserve_gib: float = RESERVE_GIB) -> bool:
+        """Whether it fits on a card with `card_gib` of usable memory, with a reserve (an estimate) left over."""
+        return self.needs() + reserve_gib * GIB <= card_gib * GIB
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in self.parts().items() if size)
+        return f"{self.total / GIB:.2f} GiB ({parts})"
+
+
+def memory_bill(
+    config: PreTrainedConfig | str | Path,
+    *,
+    method: str = "qlora",
+    batch: int = 1,
+    length: int = 512,
+    rank: int = 8,
+    targets: str | Sequence[str] = "all-linear",
+    precision: str = "bfloat16",
+    quantization: str = "nf4",
+    double_quantization: bool = True,
+    optimizer: str = "adamw",
+    gradient_checkpointing: bool = False,
+) -> MemoryBill:
+    """Memory of one training step of a causal language model, by part, without building the model.
+
+    Args:
+        config: a `transformers` configuration, a local folder with a config.json, or a name in `MODELS`.
+        method: "full" (all weights in `precision`, and gradients in the same type), "lora" (frozen
+            weights in `precision`, adapters in float32), or "qlora" (linear layers of the blocks in
+            4 bits, the rest in float32 as `prepare_model_for_kbit_training` leaves it).
+        batch, length: texts in a batch, and tokens in each, padded ones included (with a mask, as a
+            batch of texts of several lengths has).
+        rank, targets: of LoRA; targets are ends of module names, or "all-linear".
+        precision: "float32", "bfloat16" or "float16": the type that matrix products run in
+            (`torch.autocast` around the step, as `Trainer` does).
+        quantization: "nf4" or "fp4", blocks of 64; with `double_quantization` the scales take 8 bits.
+        optimizer: "adamw" (PyTorch's, state in the type of the weights), "adamw_32bit",
+            "adamw_8bit" or "paged_adamw_8bit" (bitsandbytes').
+        gradient_checkpointing: keep the input of each block only.
+
+    Not in it: temporary tensors, and what the CUDA context takes; see `RESERVE_GIB`.
+
+    Raises:
+        ParameterError: an unknown name, a number below 1, a length beyond the model's positions.
+        ModelError: the configuration cannot be read or is that of a quantised model.
+    """
+    for name, value, allowed in (
+        ("method", method, METHODS),
+        ("precision", precision, PRECISIONS),
+        ("quantization", quantization, ("nf4", "fp4")),
+        ("optimizer", optimizer, OPTIMIZERS),
+    ):
+        if value not in allowed:
+            raise ParameterError(f"{name}={value!r}: expected one of {', '.join(allowed)}.")
+    for name, value in (("batch", batch), ("length", length), ("rank", rank)):
+        if not isinstance(value, int) or value < 1:
+            raise ParameterError(f"{name}={value!r}: expected a whole number from 1.")
+    config = _configuration(config)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and length > positions:
+        raise ParameterError(f"length={length}: this model has {positions} positions. Use shorter texts.")
+    compute = PRECISIONS[precision]
+    model = _build(config, method, compute, quantization, double_quantization, rank, targets)
+    packed, constants = _quantized_bytes(model, double_quantization)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    frozen = [p for p in model.parameters() if not p.requires_grad and not _is_packed(p)]
+    with_adapters = method != "full"
+    inside, outside, inputs, logits = _kept(model, config, batch, length, compute)
+    if gradient_checkpointing:
+        activations = outside + sum(inputs) + max(max(a - b, 0) for a, b in zip(inside, inputs))
+    else:
+        activations = outside + sum(inside)
+    return MemoryBill(
+        weights=packed + sum(p.nbytes for p in (frozen if with_adapters else [*frozen, *trained])),
+        constants=constants,
+        adapters=sum(p.nbytes for p in trained) if with_adapters else 0,
+        gradients=sum(p.nbytes for p in trained),
+        optimizer_state=_optimizer_bytes(trained, optimizer),
+        activations=activations,
+        logits=logits,
+        paged=optimizer.startswith("paged"),
+        trainable_parameters=sum(p.numel() for p in trained),
+        total_parameters=sum(p.numel() for p in model.parameters()),
+    )
+
+
+def require_fit(bill: MemoryBill, card_gib: float, *, reserve_gib: float = RESERVE_GIB) -> None:
+    """Raise `DeviceError` if the bill does not fit the card: by how much, and what to change, before anything loads."""
+    if bill.fits(card_gib, reserve_gib=reserve_gib):
+        return
+    over = bill.needs() / GIB + reserve_gib - card_gib
+    saving = {  # what each remedy could free at most
+        "turn on gradient_checkpointing, or use a smaller batch or shorter texts": bill.activations + bill.logits,
+        "use optimizer='paged_adamw_8bit'": 0 if bill.paged else bill.optimizer_state,
+        "use method='qlora'": 0 if bill.constants else bill.weights + bill.gradients + bill.optimizer_state,
+        "choose a smaller model": bill.weights if bill.constants else 0,
+    }
+    remedies = [
+        remedy for remedy, freed in sorted(saving.items(), key=lambda item: -item[1]) if freed > 0.1 * over * GIB
+    ]
+    raise DeviceError(
+        f"this needs {bill.needs() / GIB:.1f} GiB and a reserve of {reserve_gib:.1f}, the card has {card_gib:.1f}: "
+        f"{over:.1f} GiB too much. First {'; then '.join(remedies)}."
+    )
+
+
+def _configuration(config: PreTrainedConfig | str | Path) -> PreTrainedConfig:
+    source = str(config) if isinstance(config, str | Path) else type(config).__name__
+    if isinstance(config, str) and config in MODELS:
+        config = MODELS[config]()
+    elif isinstance(config, str | Path):
+        if not (Path(config) / "config.json").is_file():
+            raise ModelError(f"{config}: no config.json there, and no name in MODELS ({', '.join(MODELS)}).")
+        try:
+            config = AutoConfig.from_pretrained(config, trust_remote_code=False)
+        except (ValueError, KeyError, OSError) as error:
+            raise ModelError(f"{source}/config.json: {str(error).splitlines()[0]} Copy the file again.") from None
+    check_not_quantized(config, source)
+    return config
+
+
+def _is_packed(parameter: nn.Parameter) -> bool:
+    return hasattr(parameter, "quant_type")
+
+
+def _build(
+    config: PreTrainedConfig,
+    method: str,
+    compute: torch.dtype,
+    quantization: str,
+    double: bool,
+    rank: int,
+    targets: str | Sequence[str],
+) -> nn.Module:
+    """The model on the meta device, ready to train."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=compute, attn_implementation="sdpa", trust_remote_code=False
+        )
+    if method == "qlora":
+        _to_four_bits(model, compute, quantization, double)
+        for parameter in model.parameters():
+            if not _is_packed(parameter):
+                parameter.data = parameter.data.float()
+    if method != "full":
+        from peft import LoraConfig, get_peft_model
+
+        from .adapters import check_lora
+
+        model.requires_grad_(False)
+        wanted = targets if isinstance(targets, str) else list(targets)
+        lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=wanted, task_type="CAUSAL_LM")
+        check_lora(model, lora)
+        with torch.device("meta"):
+            model = get_peft_model(model, lora)
+    return model.train()
+
+
+def _to_four_bits(model: nn.Module, compute: torch.dtype, quantization: str, double: bool) -> None:
+    """Put bitsandbytes' 4-bit layers in place of the linear layers within the blocks, still on the meta device."""
+    from bitsandbytes.nn import Linear4bit
+
+    class Meta4bit(Linear4bit):
+        """Casts as the real layer does, and as the real layer keeps nothing for the backward pass but its weights."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return _Multiply.apply(x.to(self.compute_dtype), self.out_features).to(x.dtype)
+
+    model.is_loaded_in_4bit = True  # what PEFT looks at
+    for block in transformer_blocks(model):
+        for name, old in [(n, m) for n, m in block.named_modules() if type(m) is nn.Linear]:
+            options = {"bias": old.bias is not None, "compute_dtype": compute, "device": "meta"}
+            options |= {"compress_statistics": double, "quant_type": quantization}
+            parent, _, last = name.rpartition(".")
+            setattr(block.get_submodule(parent), last, Meta4bit(old.in_features, old.out_features, **options))
+
+
+class _Multiply(torch.autograd.Function):
+    """Shape and type of a product with 4-bit weights."""
+
+    @staticmethod
+    def forward(ctx: object, x: torch.Tensor, outputs: int) -> torch.Tensor:
+        return x.new_empty(*x.shape[:-1], outputs)
+
+
+def _quantized_bytes(model: nn.Module, double: bool) -> tuple[int, int]:
+    """Bytes of packed weights, and of all their constants, as bitsandbytes stores them."""
+    packed = constants = 0
+    for parameter in model.parameters():
+        if _is_packed(parameter):
+            packed += ceil(parameter.numel() / 2)
+            blocks = ceil(parameter.numel() / 64)
+            # One byte a block, a 32-bit scale for 256 of them, their 32-bit mean, an 8-bit table; or 4 bytes a block.
+            constants += blocks + 4 * ceil(blocks / 256) + 4 + CODE_TABLE if double else 4 * blocks
+            constants += 4 * 16  # the table of the 4-bit type
+    return packed, constants
+
+
+def _optimizer_bytes(trained: list[nn.Parameter], optimizer: str) -> int:
+    """Bytes of the state after the first step."""
+    if optimizer == "adamw":
+        return sum(2 * p.nbytes + 4 for p in trained)  # two averages, and a counter
+    state = 0
+    for p in trained:
+        if optimizer == "adamw_32bit" or p.numel() < SMALLEST_8BIT:
+            state += 8 * p.numel()
+        else:
+            state += 2 * (p.numel() + 4 * ceil(p.numel() / OPTIMIZER_BLOCK))
+    eight = optimizer != "adamw_32bit" and any(p.numel() >= SMALLEST_8BIT for p in trained)
+    return state + (2 * CODE_TABLE if eight else 0)
+
+
+@contextmanager
+def _fake(model: nn.Module) -> Iterator[None]:
+    """Give every meta parameter and buffer, for a while, a fake twin on the CPU: on meta, autocast does nothing."""
+    mode = FakeTensorMode()
+    convert = mode.fake_tensor_converter.from_meta_and_device
+    twins: dict[int, torch.Tensor] = {}
+    original = [(m, dict(m._parameters), dict(m._buffers)) for m in model.modules()]
+    for module, parameters, buffers in original:
+        for name, p in parameters.items():
+            if p is None or _is_packed(p):
+                continue
+            if id(p) not in twins:  # tied weights stay tied
+                twins[id(p)] = nn.Parameter(convert(mode, p.detach(), torch.device("cpu")), p.requires_grad)
+            module._parameters[name] = twins[id(p)]
+        for name, b in buffers.items():
+            if b is not None:
+                module._buffers[name] = convert(mode, b, torch.device("cpu"))
+    try:
+        with mode:
+            yield
+    finally:
+        for module, parameters, buffers in original:
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
+
+
+def _kept(
+    model: nn.Module, config: PreTrainedConfig, batch: int, length: int, compute: torch.dtype
+) -> tuple[list[int], int, list[int], int]:
+    """Bytes that autograd keeps: within each block, outside of them, each block's input, and for the logits."""
+    blocks = list(transformer_blocks(model))
+    inside, inputs = [0] * len(blocks), [0] * len(blocks)
+    where: list[int | None] = [None]
+    outside = logits = 0
+    tokens = batch * length
+    seen: dict[int, torch.UntypedStorage] = {}  # the storages are held, or a freed one's number would come again
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal outside, logits
+        storage = tensor.untyped_storage()
+        if storage._cdata in seen:
+            return tensor
+        seen[storage._cdata] = storage
+        if where[0] is not None:
+            inside[where[0]] += storage.nbytes()
+        elif tensor.dim() and tensor.shape[-1] == config.vocab_size and tensor.numel() == tokens * config.vocab_size:
+            logits += storage.nbytes()
+        else:
+            outside += storage.nbytes()
+        return tensor
+
+    def enter(number: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            where[0], inputs[number] = number, hidden.numel() * hidden.element_size()
+
+        return hook
+
+    def leave(*_: object) -> None:
+        where[0] = None
+
+    handles = [b.register_forward_pre_hook(enter(i), with_kwargs=True) for i, b in enumerate(blocks)]
+    handles += [b.register_forward_hook(leave) for b in blocks]
+    try:
+        with _fake(model):
+            for p in model.parameters():
+                if not _is_packed(p):
+                    seen[p.untyped_storage()._cdata] = p.untyped_storage()
+            ids = torch.zeros(batch, length, dtype=torch.long)
+            mask = torch.ones_like(ids)
+            seen |= {t.untyped_storage()._cdata: t.untyped_storage() for t in (ids, mask)}
+            with (
+                torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+                torch.autocast("cpu", dtype=compute, enabled=compute != torch.float32),
+            ):
+                model(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return inside, outside, inputs, logits

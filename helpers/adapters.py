@@ -23,7 +23,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .errors import AdapterError, ParameterError
-from .measuring import hash_parameters, true_size
+from .measuring import hash_parameters, quant_state, true_size
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -123,8 +123,8 @@ def _base_parameters(model: nn.Module, without: tuple[str, ...]) -> Iterator[tup
 def _about(model: nn.Module, without: Iterable[str]) -> dict[str, object]:
     base = model.get_base_model() if _has_adapters(model) else model
     parameters = dict(_base_parameters(model, tuple(without)))
-    packed = [p.quant_state for p in parameters.values() if getattr(p, "quant_state", None) is not None]
-    dtypes = {f"{q.quant_type}{' with double quantisation' * q.nested}" for q in packed}
+    states = [state for p in parameters.values() if (state := quant_state(p)) is not None]
+    dtypes = {f"{state.quant_type}{' with double quantisation' * state.nested}" for state in states}
     return {
         "base_fingerprint": hash_parameters(parameters.items()),
         "base_dtypes": sorted(dtypes or {str(p.dtype).removeprefix("torch.") for p in parameters.values()}),

@@ -50,7 +50,7 @@ def choose_machine(*, device: str = "auto", precision: str = "auto") -> Machine:
     if device == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("device='mps': this machine or this PyTorch has no Apple GPU. Use device='cpu' or 'auto'.")
     chosen = device if device != "auto" else ("cpu" if fault else "cuda")
-    has_bf16, why = _bfloat16(chosen)
+    has_bf16, why = bfloat16(chosen)
     if precision == "bfloat16" and chosen == "cuda" and not has_bf16:
         raise DeviceError(f"precision='bfloat16': {why}. Use precision='float16' or 'auto'.")
     if precision != "auto":
@@ -86,7 +86,8 @@ def cuda_fault() -> str:
     return ""
 
 
-def _bfloat16(device: str) -> tuple[bool, str]:
+def bfloat16(device: str) -> tuple[bool, str]:
+    """Whether "cpu", "cuda" or "mps" computes in bfloat16 here, and why."""
     if device == "cuda":
         major, minor = torch.cuda.get_device_capability()
         # Not is_bf16_supported(): that is True for cards that only emulate it.

@@ -6,10 +6,12 @@ import contextlib
 import ctypes
 import gc
 import hashlib
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import torch
@@ -47,15 +49,20 @@ def count_parameters(*modules: nn.Module) -> ParameterCount:
     )
 
 
+def quant_state(parameter: nn.Parameter | None) -> Any:
+    """What bitsandbytes keeps beside a weight that it packed to 4 bits; None for any other parameter."""
+    return getattr(parameter, "quant_state", None)
+
+
 def true_size(parameter: nn.Parameter) -> int:
     """How many numbers a parameter stands for; packed to 4 bits, `numel` is about half of them."""
-    state = getattr(parameter, "quant_state", None)
+    state = quant_state(parameter)
     return state.shape.numel() if state is not None else parameter.numel()
 
 
 def quantization_constants(parameter: nn.Parameter) -> dict[str, torch.Tensor]:
     """The tensors that a 4-bit parameter needs to be read: scales, their scales, their mean, the code tables."""
-    state = getattr(parameter, "quant_state", None)
+    state = quant_state(parameter)
     if state is None:
         return {}
     found = {"absmax": state.absmax, "code": state.code, "offset": state.offset}
@@ -83,16 +90,17 @@ def hash_parameters(named: Iterable[tuple[str, nn.Parameter]]) -> str:
     A 4-bit parameter counts with its constants. Beside such, the type of the others is left out:
     bitsandbytes and PEFT store biases and norms in 16 bits or 32 as they go, with the same values.
     """
-    parameters = dict(named)
-    tensors = dict(parameters)
-    for name, parameter in parameters.items():
-        tensors |= {f"{name}.{part}": tensor for part, tensor in quantization_constants(parameter).items()}
-    if len(tensors) > len(parameters):
-        tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+    parameters = list(named)
+    constants = (
+        (f"{name}.{part}", tensor) for name, p in parameters for part, tensor in quantization_constants(p).items()
+    )
+    quantized = any(quant_state(p) is not None for _, p in parameters)
     digest = hashlib.sha256()
-    for name, parameter in tensors.items():
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for name, tensor in itertools.chain(parameters, constants):
+        if quantized and tensor.is_floating_point():
+            tensor = tensor.float()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -18,11 +18,12 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen3Config
 
 from .errors import DeviceError, ModelError, ParameterError
-from .models import transformer_blocks
-from .quantization import check_not_quantized
+from .measuring import count_parameters
+from .models import read_config, transformer_blocks
+from .quantization import TYPES, check_not_quantized
 
 GIB = 2**30
 METHODS = ("full", "lora", "qlora")
@@ -59,7 +60,7 @@ MODELS: dict[str, Callable[[], PreTrainedConfig]] = {
     ),
 }
 
-# Memory that a process can use, in GiB, as nvidia-smi shows it: less than the number on the box.
+# Memory that a process can use, in GiB: less than the number on the box. To be confirmed on each card.
 CARDS = {
     "T4 16 GB": 14.7,
     "P100 16 GB": 15.9,
@@ -162,7 +163,7 @@ def memory_bill(
     for name, value, allowed in (
         ("method", method, METHODS),
         ("precision", precision, PRECISIONS),
-        ("quantization", quantization, ("nf4", "fp4")),
+        ("quantization", quantization, TYPES),
         ("optimizer", optimizer, OPTIMIZERS),
     ):
         if value not in allowed:
@@ -178,24 +179,26 @@ def memory_bill(
     model = _build(config, method, compute, quantization, double_quantization, rank, targets)
     packed, constants = _quantized_bytes(model, double_quantization)
     trained = [p for p in model.parameters() if p.requires_grad]
-    frozen = [p for p in model.parameters() if not p.requires_grad and not _is_packed(p)]
-    with_adapters = method != "full"
+    trained_bytes = sum(p.nbytes for p in trained)
+    frozen_bytes = sum(p.nbytes for p in model.parameters() if not p.requires_grad and not _is_packed(p))
+    adapters = 0 if method == "full" else trained_bytes
+    count = count_parameters(model)
     inside, outside, inputs, logits = _kept(model, config, batch, length, compute)
     if gradient_checkpointing:
         activations = outside + sum(inputs) + max(max(a - b, 0) for a, b in zip(inside, inputs))
     else:
         activations = outside + sum(inside)
     return MemoryBill(
-        weights=packed + sum(p.nbytes for p in (frozen if with_adapters else [*frozen, *trained])),
+        weights=packed + frozen_bytes + trained_bytes - adapters,
         constants=constants,
-        adapters=sum(p.nbytes for p in trained) if with_adapters else 0,
-        gradients=sum(p.nbytes for p in trained),
+        adapters=adapters,
+        gradients=trained_bytes,
         optimizer_state=_optimizer_bytes(trained, optimizer),
         activations=activations,
         logits=logits,
         paged=optimizer.startswith("paged"),
-        trainable_parameters=sum(p.numel() for p in trained),
-        total_parameters=sum(p.numel() for p in model.parameters()),
+        trainable_parameters=count.trainable,
+        total_parameters=count.total,
     )
 
 
@@ -226,10 +229,7 @@ def _configuration(config: PreTrainedConfig | str | Path) -> PreTrainedConfig:
     elif isinstance(config, str | Path):
         if not (Path(config) / "config.json").is_file():
             raise ModelError(f"{config}: no config.json there, and no name in MODELS ({', '.join(MODELS)}).")
-        try:
-            config = AutoConfig.from_pretrained(config, trust_remote_code=False)
-        except (ValueError, KeyError, OSError) as error:
-            raise ModelError(f"{source}/config.json: {str(error).splitlines()[0]} Copy the file again.") from None
+        config = read_config(config)
     check_not_quantized(config, source)
     return config
 

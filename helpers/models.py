@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -189,6 +190,24 @@ def load_language_model(
     return model.eval(), tokenizer
 
 
+def read_config(folder: str | Path) -> PreTrainedConfig:
+    """Read the config.json of a local folder.
+
+    Raises:
+        ModelError: it cannot be read, or its values are impossible.
+    """
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        # Wrong values raise classes of huggingface_hub that derive from nothing else and have no public home.
+        if not isinstance(error, ValueError | KeyError | OSError) and "StrictDataclass" not in type(error).__name__:
+            raise
+        raise ModelError(
+            f"{folder}/config.json: {str(error).splitlines()[0]} Use a model type that transformers has, with the "
+            f"config.json that belongs to it."
+        ) from None
+
+
 def _load(
     kind: type,
     folder: Path,
@@ -205,16 +224,7 @@ def _load(
         if random_weights:
             raise ParameterError("random_weights=True with a quantisation: choose one of the two.")
         check_quantization(quantization, device=device)
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:
-        # Wrong values raise classes of huggingface_hub that derive from nothing else and have no public home.
-        if not isinstance(error, ValueError | KeyError | OSError) and "StrictDataclass" not in type(error).__name__:
-            raise
-        raise ModelError(
-            f"{folder}/config.json: {str(error).splitlines()[0]} Use a model type that transformers has, with the "
-            f"config.json that belongs to it."
-        ) from None
+    config = read_config(folder)
     if quantization is not None:
         check_not_quantized(config, f"{folder}/config.json")
     extra = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device}}

@@ -12,13 +12,15 @@ import torch
 from torch import nn
 
 from .errors import DeviceError, ModelError, ParameterError
-from .machine import cuda_fault
+from .machine import bfloat16, cuda_fault
+from .measuring import quant_state
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedConfig
 
 # bitsandbytes is imported where it is needed: after it, `accelerate` starts no processes.
 
+TYPES = ("nf4", "fp4")
 INSTALL = "Install it with: pip install --no-deps bitsandbytes"
 
 
@@ -32,16 +34,16 @@ def check_quantization(config: BitsAndBytesConfig, *, device: str = "cpu") -> No
     """
     if not (config.load_in_4bit or config.load_in_8bit):
         raise ParameterError("the quantisation asks for neither load_in_4bit=True nor load_in_8bit=True. Set one.")
-    if config.load_in_4bit and config.bnb_4bit_quant_type not in ("nf4", "fp4"):
-        raise ParameterError(f"bnb_4bit_quant_type={config.bnb_4bit_quant_type!r}: expected 'nf4' or 'fp4'.")
+    if config.load_in_4bit and config.bnb_4bit_quant_type not in TYPES:
+        expected = " or ".join(map(repr, TYPES))
+        raise ParameterError(f"bnb_4bit_quant_type={config.bnb_4bit_quant_type!r}: expected {expected}.")
     if device.startswith("cuda"):
         if fault := cuda_fault():
             raise DeviceError(f"device={device!r}: {fault} Use device='cpu', or a notebook with another card.")
-        major, minor = torch.cuda.get_device_capability()
-        if config.load_in_4bit and config.bnb_4bit_compute_dtype == torch.bfloat16 and major < 8:
+        has_bf16, why = bfloat16("cuda")
+        if config.load_in_4bit and config.bnb_4bit_compute_dtype == torch.bfloat16 and not has_bf16:
             raise DeviceError(
-                f"bnb_4bit_compute_dtype=torch.bfloat16: {torch.cuda.get_device_name()} has compute capability "
-                f"{major}.{minor}, bfloat16 needs 8.0. Use torch.float16."
+                f"bnb_4bit_compute_dtype=torch.bfloat16: {torch.cuda.get_device_name()} has {why}. Use torch.float16."
             )
     try:
         from bitsandbytes.cextension import ErrorHandlerMockBNBNativeLibrary, lib
@@ -68,7 +70,7 @@ def check_not_quantized(config: PreTrainedConfig, source: str) -> None:
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     """Name and module of each layer whose weight bitsandbytes holds in 4 bits."""
     for name, module in model.named_modules():
-        if getattr(getattr(module, "weight", None), "quant_state", None) is not None:
+        if quant_state(getattr(module, "weight", None)) is not None:
             yield name, module
 
 

@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from cards import fake_cuda
 from torch import nn
 
 import helpers
@@ -91,14 +92,6 @@ def test_measure_sees_seconds_and_a_peak_that_is_gone_again():
 
 
 # ---------------------------------------------------------------- device and precision
-
-
-def fake_cuda(monkeypatch, capability, built):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *a: capability)
-    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *a: "a card")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
 
 
 def test_a_card_without_kernels_is_not_chosen(monkeypatch, capsys):

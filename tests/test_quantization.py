@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from cards import fake_cuda
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -161,22 +162,15 @@ def test_a_bitsandbytes_without_library_is_named(monkeypatch):
         check_quantization(four_bits())
 
 
-def fake_card(monkeypatch, capability, built):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Imaginary Card")
-    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built)
-
-
 def test_a_card_without_bfloat16_is_refused_by_name(monkeypatch):
-    fake_card(monkeypatch, (7, 5), ["sm_75"])
+    fake_cuda(monkeypatch, (7, 5), ["sm_75"], name="Imaginary Card")
     with pytest.raises(helpers.DeviceError, match=r"Imaginary Card has compute capability 7.5.*torch.float16"):
         check_quantization(four_bits(bnb_4bit_compute_dtype=torch.bfloat16), device="cuda")
     check_quantization(four_bits(bnb_4bit_compute_dtype=torch.float16), device="cuda")
 
 
 def test_a_card_that_this_pytorch_cannot_use_is_refused(monkeypatch):
-    fake_card(monkeypatch, (6, 0), ["sm_75", "sm_80"])
+    fake_cuda(monkeypatch, (6, 0), ["sm_75", "sm_80"])
     with pytest.raises(helpers.DeviceError, match="no kernels in this PyTorch"):
         check_quantization(four_bits(), device="cuda")
 

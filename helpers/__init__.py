@@ -13,8 +13,11 @@ _HOME = {
     "machine": "Machine choose_machine",
     "measuring": "Cost ParameterCount count_parameters fingerprint measure quantization_constants training_memory",
     "memory": "MemoryBill memory_bill require_fit",
-    "models": "Classifier load_classifier load_encoder load_language_model load_tokenizer transformer_blocks",
-    "plots": "plot_confusion plot_learning_curves plot_lines plot_map plot_parts plot_scoreboard plot_scores",
+    "models": "Classifier language_model_config load_classifier load_encoder load_language_model load_tokenizer "
+    "transformer_blocks",
+    "plots": "plot_bills plot_confusion plot_learning_curves plot_levels plot_lines plot_map plot_parts "
+    "plot_scoreboard plot_scores",
+    "quantization": "check_quantization quantized_layers",
     "records": "Record read_records record scoreboard write_records",
     "replies": "Pair grade_replies load_pairs",
     "tasks": "Task load_task",

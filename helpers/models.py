@@ -86,6 +86,9 @@ class Classifier(nn.Module):
         self.head = nn.Linear(backbone.config.hidden_size, len(self.labels))
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        # What PEFT looks at to choose its layers; without it, an adapter could not be merged into 4-bit weights.
+        self.is_loaded_in_4bit = getattr(backbone, "is_loaded_in_4bit", False)
+        self.is_loaded_in_8bit = getattr(backbone, "is_loaded_in_8bit", False)
 
     # No **kwargs here: Trainer would take them as a promise to normalise the loss over accumulated batches.
     def forward(
@@ -160,18 +163,8 @@ def load_language_model(
 
     Source of the shipped model: data/language_model/README.md (pretrained by this project).
     """
-    asked, why = name, "as asked"
-    if name == "auto":
-        name, why = str(LANGUAGE_MODEL), "no GPU is used"
-        if device.startswith("cuda"):
-            try:
-                find_model(OPEN_LANGUAGE_MODEL)
-                name, why = OPEN_LANGUAGE_MODEL, "there is a GPU"
-            except (ModelError, OfflineError) as error:
-                why = f"{OPEN_LANGUAGE_MODEL} cannot be had: {error}"
-    folder, source = find_model(name)
-    if folder.resolve() == LANGUAGE_MODEL:
-        source = "data/language_model, which ships with this repository"
+    asked = name
+    folder, source, why = _find_language_model(name, device)
     model, source = _load(
         AutoModelForCausalLM,
         folder,
@@ -188,6 +181,32 @@ def load_language_model(
     if not quiet:
         print(f"Language model {asked!r}: {count_parameters(model).total:,} parameters from {source} ({why})")
     return model.eval(), tokenizer
+
+
+def language_model_config(name: str = "auto", *, device: str = "cpu") -> PreTrainedConfig:
+    """The configuration of the language model that `load_language_model` would load, without its weights.
+
+    Raises:
+        ModelError, OfflineError: see `load_language_model`.
+    """
+    return read_config(_find_language_model(name, device)[0])
+
+
+def _find_language_model(name: str, device: str) -> tuple[Path, str, str]:
+    """Folder of a language model, where it came from, and why it was chosen."""
+    why = "as asked"
+    if name == "auto":
+        name, why = str(LANGUAGE_MODEL), "no GPU is used"
+        if device.startswith("cuda"):
+            try:
+                find_model(OPEN_LANGUAGE_MODEL)
+                name, why = OPEN_LANGUAGE_MODEL, "there is a GPU"
+            except (ModelError, OfflineError) as error:
+                why = f"{OPEN_LANGUAGE_MODEL} cannot be had: {error}"
+    folder, source = find_model(name)
+    if folder.resolve() == LANGUAGE_MODEL:
+        source = "data/language_model, which ships with this repository"
+    return folder, source, why
 
 
 def read_config(folder: str | Path) -> PreTrainedConfig:

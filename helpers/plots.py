@@ -6,11 +6,15 @@ Every function takes `ax=None` and returns the Axes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+
+if TYPE_CHECKING:
+    from .memory import MemoryBill
 
 # Okabe and Ito (2008), "Color Universal Design".
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -106,6 +110,27 @@ def plot_scores(
     return ax
 
 
+def plot_levels(
+    values: np.ndarray, levels: Mapping[str, np.ndarray], *, title: str = "", ax: Axes | None = None
+) -> Axes:
+    """Draw a histogram of scaled weights, and below it one row of marks a data type: the values it can hold.
+
+    Args:
+        values: weights divided by the scale of their block, from -1 to 1.
+        levels: the values of each type.
+    """
+    ax = _axes(ax)
+    density, _, _ = ax.hist(values, bins=100, range=(-1, 1), density=True, color="#CCCCCC")
+    step = 0.12 * density.max()
+    for number, (name, of_type) in enumerate(levels.items()):
+        style = {"color": COLOURS[number], "marker": MARKERS[number], "linestyle": "none"}
+        ax.plot(of_type, np.full(len(of_type), -step * (number + 1)), label=name, **style)
+    ax.set_yticks([])
+    ax.set(xlabel="weight / scale of its block", ylabel="density", title=title)
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return ax
+
+
 def plot_parts(
     parts: Mapping[str, Mapping[str, float]], *, xlabel: str, title: str = "", ax: Axes | None = None
 ) -> Axes:
@@ -128,6 +153,40 @@ def plot_parts(
     ax.set(xlabel=xlabel, title=title)
     ax.margins(x=0.1)
     ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return ax
+
+
+def plot_bills(
+    bills: Mapping[str, MemoryBill], *, cards: Mapping[str, float], title: str = "", ax: Axes | None = None
+) -> Axes:
+    """Draw one stacked bar a memory bill, in GiB, with a line at the memory of each card that is near.
+
+    Args:
+        bills: from `memory_bill`.
+        cards: usable GiB of each card; those above the first one that holds every bill are left out.
+    """
+    parts = {name: {part: size / 2**30 for part, size in bill.parts().items()} for name, bill in bills.items()}
+    ax = plot_parts(parts, xlabel="GiB", ax=_axes(ax, (7.5, 0.5 * len(parts) + 2.2)))
+    longest = max(sum(sizes.values()) for sizes in parts.values())
+    shown: dict[float, list[str]] = {}
+    one = {name: size for name, size in cards.items() if not name.startswith("two")}
+    for name, size in sorted(one.items(), key=lambda card: card[1]):
+        near = next((x for x in shown if size - x < 0.04 * max(longest, size)), size)
+        if near in shown or not shown or max(shown) < longest:
+            shown.setdefault(near, []).append(name)
+    for size, names in shown.items():
+        ax.axvline(size, color="black", linestyle=":", linewidth=1)
+        label = ", ".join(names).replace(" GB", "")
+        ax.annotate(
+            label,
+            (size, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            rotation=30,
+            fontsize=8,
+        )
+    ax.set_title(title, loc="left", pad=55)
     return ax
 
 

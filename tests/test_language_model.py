@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from helpers import ModelError, OfflineError, fingerprint, load_language_model
+from helpers import ModelError, OfflineError, fingerprint, language_model_config, load_language_model
 from helpers.hub import KNOWN_MODELS, LANGUAGE_MODEL, LANGUAGE_MODEL_FILES, find_model
 from helpers.models import ENCODER, OPEN_LANGUAGE_MODEL
 from pretraining.report import PARTS, card
@@ -197,6 +197,14 @@ def test_auto_with_a_gpu_falls_back_to_the_shipped_model_and_says_why(tmp_path, 
     model, _ = load_language_model(device="cuda:0")
     assert model.config.hidden_size > 16
     assert f"({OPEN_LANGUAGE_MODEL} cannot be had: model '{OPEN_LANGUAGE_MODEL}' is not on" in capsys.readouterr().out
+
+
+def test_the_configuration_can_be_had_without_the_weights(other, monkeypatch):
+    monkeypatch.setattr("helpers.models._load", lambda *_, **__: pytest.fail("loaded weights"))
+    assert language_model_config().vocab_size == 8192
+    assert language_model_config(str(other)).num_hidden_layers == 2
+    with pytest.raises(ModelError, match="no such folder"):
+        language_model_config("./nowhere")
 
 
 def test_a_named_model_is_not_replaced_in_silence(tmp_path, monkeypatch):

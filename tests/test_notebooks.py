@@ -17,6 +17,7 @@ from tools.run_notebooks import run_notebook
 ROOT = Path(__file__).resolve().parent.parent
 FIRST = ROOT / "notebooks" / "01_feature_extraction.ipynb"
 SECOND = ROOT / "notebooks" / "02_lora.ipynb"
+THIRD = ROOT / "notebooks" / "03_qlora.ipynb"
 
 
 class Run:
@@ -51,6 +52,13 @@ class Run:
             cell.id: "".join(output.get("text", "") for output in cell.outputs)
             for cell in cells
             if cell.cell_type == "code"
+        }
+        self.tables = {  # the first of the blocks of columns that pandas prints
+            cell.id: output.data["text/plain"]
+            for cell in cells
+            if cell.cell_type == "code"
+            for output in cell.outputs
+            if "text/html" in output.get("data", {})
         }
         self.pictures = {
             cell.id
@@ -141,7 +149,7 @@ def test_both_tests_both_metrics_and_the_costs_are_recorded(first):
     assert {"map", "layer-figure", "few-figure", "curves", "depth-figure", "confusion", "records"} <= first.pictures
 
 
-@pytest.mark.parametrize("notebook", ["first", "second"])
+@pytest.mark.parametrize("notebook", ["first", "second", "third"])
 def test_no_cell_warned(notebook, request):
     printed = request.getfixturevalue(notebook).printed
     noisy = {cell: text for cell, text in printed.items() if re.search(r"[Ww]arning|Traceback|Failed to", text)}
@@ -161,7 +169,7 @@ def test_your_own_file_works_unedited(tmp_path, rows, labels, depth, train_examp
         task=str(tmp_path / "own.csv"),
         fine_tuning_steps=10,
         draws=1,
-        max_tokens=48,
+        max_tokens=32,
         train_examples=train_examples,
     )
     assert {record["task"] for record in run.records} == {"own"}
@@ -310,13 +318,15 @@ def test_the_exercise_finds_both_bugs(second):
     assert all("right:" in second.printed[f"solution-{number}"] for number in (1, 2, 3))
 
 
-def test_the_scoreboard_shows_both_notebooks(first, second, tmp_path):
+def test_the_scoreboard_shows_all_notebooks(first, second, third, tmp_path):
     (tmp_path / "records").mkdir()
-    for run in (first, second):
+    for run in (first, second, third):
         (tmp_path / "records" / run.result.records.name).write_bytes(run.result.records.read_bytes())
     table = scoreboard(tmp_path, task=load_task("helpdesk"))
     live = table[table["source"] == "this run"]
-    assert {"tfidf", "feature_extraction", "partial_fine_tuning", "full_fine_tuning", "lora"} <= set(live["technique"])
+    assert {"tfidf", "feature_extraction", "partial_fine_tuning", "full_fine_tuning", "lora", "qlora"} <= set(
+        live["technique"]
+    )
     assert {"everything, 150 steps", "everything, 150 steps, Trainer", "head only, 150 steps, Trainer"} <= set(
         live["variant"]
     )
@@ -328,9 +338,152 @@ def test_lora_on_your_own_file_works_unedited(tmp_path):
     """Fewer steps and shorter texts than by default keep `make test` short."""
     write_csv(tmp_path / "own.csv", rows=5_000, labels=6, depth=1)
     few = {"fine_tuning_steps": 20, "sweep_steps": 2, "sweep_ranks": [1], "relatives": ["LoRA"], "relatives_steps": 2}
-    few |= {"lora_rates": [2e-3], "full_rates": [2e-4], "reply_steps": 2, "max_tokens": 48}
+    few |= {"lora_rates": [2e-3], "full_rates": [2e-4], "reply_steps": 2, "max_tokens": 32, "graded_questions": 8}
     run = Run(SECOND, tmp_path, task=str(tmp_path / "own.csv"), **few)
     on_test = [r for r in run.records if r["split"] == "test" and r["metric"] == "accuracy"]
     assert {record["task"] for record in on_test} == {"own"}
     assert run.value("lora", "r=8, all linear, 20") > 1 / 6 + 0.2
+    assert run.peak_gib < 6
+
+
+# ---------------------------------------------------------------- QLoRA
+
+
+@pytest.fixture(scope="module")
+def third(tmp_path_factory):
+    return Run(THIRD, tmp_path_factory.mktemp("third"))
+
+
+def row(run, cell, name):
+    """The numbers behind the first row called `name` of the table that a cell shows."""
+    found = re.search(rf"^{re.escape(name)} +([-\d. e+]+)", run.tables[cell], flags=re.MULTILINE)
+    assert found, f"{name} is not in {run.tables[cell]}"
+    return [float(number) for number in found[1].split()]
+
+
+def test_the_four_bit_format_is_the_librarys(third):
+    assert max(numbers(third.printed["levels-check"], r"table (\S+)\n")) < 1e-6
+    assert "-0.6962 -0.5251 -0.3949" in third.printed["three-types"] and " 0.0000 " in third.printed["three-types"]
+    own, librarys = numbers(third.printed["equal"], r"table: (\d+) of 9,117,696 bytes differ")
+    assert own <= 20 and librarys <= 2, "only weights on the middle between two levels may differ"
+    assert "equal to the bit" in third.printed["equal"]
+
+
+def test_nf4_has_the_smallest_error_and_blocks_contain_outliers(third):
+    errors = {kind: row(third, "errors-table", kind) for kind in ("int4", "fp4", "nf4")}
+    assert all(nf4 < min(others) for nf4, *others in zip(errors["nf4"], errors["int4"], errors["fp4"]))
+    assert 8 < errors["nf4"][0] < 11
+
+
+def test_double_quantisation_saves_bits_and_adds_no_error(third):
+    text = third.printed["double"]
+    assert numbers(text, r"(\S+) bits for each weight") == [0.5, 0.127]
+    assert numbers(text, r"([\d.]+)% of the 8-bit codes")[0] > 99
+    single, double = numbers(text, r"([\d.]+) % with")
+    assert abs(single - double) < 0.05
+
+
+def test_what_became_four_bit_is_counted_truly(third):
+    text = third.printed["what"]
+    assert numbers(text, r"takes ([\d.]+) of")[0] < 0.30
+    assert numbers(text, r"numel\(\) says ([\d,]+)")[0] < 22_717_836
+    assert numbers(text, r"true number is ([\d,]+):") == numbers(text, r": ([\d,]+) by the helper") == [22_717_836]
+
+
+def test_quantisation_alone_costs_in_the_order_of_its_error(third):
+    perplexity = {name: row(third, "cost-alone", name)[2] for name in ("32 bits", "int8", "fp4", "nf4")}
+    assert perplexity["32 bits"] <= perplexity["int8"] + 0.2 < perplexity["fp4"]
+    assert perplexity["32 bits"] < perplexity["nf4"] < perplexity["fp4"]
+    near, far = (numbers(third.printed["moved"], rf"{which}: +([\d.]+)")[0] for which in ("same text", "texts"))
+    assert near > 0.9 > 0.5 > far
+
+
+def test_qlora_learns_over_a_base_that_does_not_move(third):
+    for cell in ("adapt-lora", "adapt-qlora"):
+        assert "frozen part unchanged to the bit; 336,396 of 23,054,232" in third.printed[cell]
+    adapted = {technique: third.value(technique, "150 steps") for technique in ("lora", "qlora")}
+    assert min(adapted.values()) > 0.66, "the head alone has 65.8 % over three seeds"
+    assert abs(adapted["lora"] - adapted["qlora"]) < 0.05, "one seed"
+
+
+def test_over_three_seeds_qlora_is_within_two_points_of_lora():
+    recorded = read_records(ROOT / "data" / "measurements")
+    recorded = recorded[(recorded["notebook"] == "03_qlora") & (recorded["split"] == "test")]
+    recorded = recorded[(recorded["metric"] == "accuracy") & recorded["variant"].str.endswith("150 steps")]
+    assert sorted(recorded["seed"]) == [0, 0, 1, 1, 2, 2]
+    mean = 100 * recorded.groupby("technique")["value"].mean()
+    assert mean["qlora"] > mean["lora"] - 2, mean
+
+
+def test_each_trick_shrinks_its_own_part(third):
+    weights, gradients, state, activations = zip(
+        *(row(third, "memory", name)[:4] for name in ("LoRA", "QLoRA", "QLoRA, 8-bit AdamW", "QLoRA, checkpointing"))
+    )
+    assert weights[1] < 0.7 * weights[0] and weights[1] == weights[2] == weights[3]
+    assert len(set(gradients)) == 1
+    assert state[2] < 0.8 * state[1] == 0.8 * state[3]
+    assert activations[3] < 0.2 * activations[1]
+    with_hook, without = re.findall(r"(\d+) of 36 adapters learn", third.printed["trap"])
+    assert (with_hook, without) == ("36", "0")
+
+
+def test_the_four_bit_model_learns_to_answer_and_to_stop(third):
+    for metric in ("exact_match", "topic_accuracy"):
+        before = third.value("hard_prompt", metric=metric)
+        after = third.value("qlora", "replies", metric=metric)
+        assert before <= 0.01 and after > before + 0.02, metric
+    assert third.value("qlora", "replies", metric="topic_accuracy") > 1 / 12 + 0.04, "guessing a topic: 1 in 12"
+    assert third.value("qlora", "replies", metric="ended") > 0.99
+    perplexity = [third.value(t, split="validation", metric="perplexity") for t in ("hard_prompt", "qlora")]
+    assert perplexity[1] < 2 < perplexity[0]
+
+
+def test_adapters_switch_and_add_up_exactly(third):
+    assert max(numbers(third.printed["switch"], r"trained model by (\S+),")) < 1e-3
+    assert min(numbers(third.printed["switch"], r"base by (\d+\.\d)\n")) > 1
+    linear, cat = numbers(third.printed["combine-check"], r"differs from the whole by (\S+)")
+    assert cat < 1e-3 < 1 < linear
+    assert row(third, "combine-figure", "0.00")[1] < row(third, "combine-figure", "1.00")[1]
+    assert row(third, "combine-figure", "1.00")[0] < row(third, "combine-figure", "0.00")[0]
+
+
+def test_only_the_merge_into_the_dequantised_base_is_exact(third):
+    gap = {
+        route: third.value("qlora", f"merged into the {route} base", split="validation", metric="largest_difference")
+        for route in ("4-bit", "dequantised", "original")
+    }
+    assert gap["dequantised"] < 1e-2 < 0.1 < min(gap["4-bit"], gap["original"]), gap
+
+
+def test_the_bill_is_shown_to_be_true(third):
+    for line in third.tables["bill-truth"].splitlines()[1:]:
+        difference = abs(float(line.split()[-1]))
+        assert difference < (1 if "activations" in line else 0.001), line
+    assert numbers(third.printed["paper"], r"(\d+) GB for weights")[0] > 780
+    assert numbers(third.printed["paper"], r"rank 64: ([\d.]+) GB")[0] < 48
+    assert third.printed["plan-once"].startswith("does not fit on T4 16 GB: this needs")
+    assert "\nfits on T4 16 GB" in third.printed["plan-once"]
+    assert third.printed["one-gpu"].count(", fits on a T4") == 3
+    assert {
+        "levels-figure",
+        "errors",
+        "both",
+        "memory",
+        "combine-figure",
+        "bills",
+        "plan-once",
+        "records",
+    } <= third.pictures
+    assert all("right:" in third.printed[f"solution-{number}"] for number in (1, 2, 3))
+
+
+@pytest.mark.slow
+def test_qlora_on_your_own_file_works_unedited(tmp_path):
+    """Fewer steps, questions and tokens than by default keep `make test` short."""
+    write_csv(tmp_path / "own.csv", rows=2_000, labels=6, depth=1)
+    few = {"fine_tuning_steps": 20, "reply_steps": 2, "manual_steps": 2, "graded_questions": 8, "max_tokens": 32}
+    run = Run(THIRD, tmp_path, task=str(tmp_path / "own.csv"), **few)
+    on_test = [r for r in run.records if r["split"] == "test" and r["metric"] == "accuracy"]
+    assert {record["task"] for record in on_test} == {"own"}
+    assert run.value("qlora", "20 steps") > 1 / 6 + 0.2
     assert run.peak_gib < 6

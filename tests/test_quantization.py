@@ -88,6 +88,15 @@ def test_a_changed_scale_changes_the_fingerprint():
 # ---------------------------------------------------------------- adapters
 
 
+def test_peft_takes_its_4_bit_layers_for_a_classifier_too():
+    """Its ordinary ones compute the same, but merge an update into packed bytes."""
+    from peft.tuners.lora.bnb import Linear4bit
+
+    model = helpers.load_classifier(labels=LABELS, quantization=four_bits())
+    model = get_peft_model(model, LoraConfig(r=4, target_modules=["query"], modules_to_save=["head"]))
+    assert sum(isinstance(module, Linear4bit) for module in model.modules()) == 6
+
+
 @pytest.fixture
 def adapter(tmp_path, inputs):
     model = helpers.load_classifier(labels=LABELS, quantization=four_bits())

@@ -35,11 +35,12 @@ FULL_SIZE: dict[str, dict] = {
         "relatives_steps": 150,
         "reply_full_fine_tuning": True,
     },
+    "03_qlora": {},  # the defaults
 }
 
 
 def hardware() -> str:
-    """Processor, cores, memory and, where there is one, the card."""
+    """Processor, its vector instructions, cores, memory and, where there is one, the card."""
     import psutil
     import torch
 
@@ -48,7 +49,8 @@ def hardware() -> str:
         found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
         name = found[1] if found else name
     card = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{name}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB{card}"
+    vectors = torch.backends.cpu.get_cpu_capability()  # processors of one name differ in it, and in speed
+    return f"{name} with {vectors}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB{card}"
 
 
 def record_notebook(notebook: str) -> Path:

@@ -163,7 +163,8 @@ def plot_bills(
 
     Args:
         bills: from `memory_bill`.
-        cards: usable GiB of each card; those above the first one that holds every bill are left out.
+        cards: usable GiB of each card; left out are those above the first one that holds every bill, and
+            pairs of cards, whose memory does not add up here.
     """
     parts = {name: {part: size / 2**30 for part, size in bill.parts().items()} for name, bill in bills.items()}
     ax = plot_parts(parts, xlabel="GiB", ax=_axes(ax, (7.5, 0.5 * len(parts) + 2.2)))

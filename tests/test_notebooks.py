@@ -158,7 +158,7 @@ def test_no_cell_warned(notebook, request):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("rows", "labels", "depth", "train_examples"), [(5_000, 6, 1, 0), (10_000, 77, 3, 1_540)], ids=["6", "77"]
+    ("rows", "labels", "depth", "train_examples"), [(5_000, 6, 1, 600), (10_000, 77, 3, 1_540)], ids=["6", "77"]
 )
 def test_your_own_file_works_unedited(tmp_path, rows, labels, depth, train_examples):
     """Real text of public style; shorter texts, fewer steps, draws and examples than by default save time."""
@@ -480,7 +480,7 @@ def test_the_bill_is_shown_to_be_true(third):
 @pytest.mark.slow
 def test_qlora_on_your_own_file_works_unedited(tmp_path):
     """Fewer steps, questions and tokens than by default keep `make test` short."""
-    write_csv(tmp_path / "own.csv", rows=2_000, labels=6, depth=1)
+    write_csv(tmp_path / "own.csv", rows=1_000, labels=6, depth=1)
     few = {"fine_tuning_steps": 20, "reply_steps": 2, "manual_steps": 2, "graded_questions": 8, "max_tokens": 32}
     run = Run(THIRD, tmp_path, task=str(tmp_path / "own.csv"), **few)
     on_test = [r for r in run.records if r["split"] == "test" and r["metric"] == "accuracy"]

@@ -68,7 +68,7 @@ CARDS = {
     "A100 40 GB": 39.4,
     "A100 80 GB": 79.1,
     "H100 80 GB": 79.1,
-    "two T4 (one is used)": 14.7,
+    "2 x T4 16 GB": 14.7,  # a notebook uses one of them
 }
 # An estimate: CUDA context, temporary tensors of a layer and of the optimiser, fragmentation.
 RESERVE_GIB = 1.0

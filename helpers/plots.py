@@ -163,15 +163,13 @@ def plot_bills(
 
     Args:
         bills: from `memory_bill`.
-        cards: usable GiB of each card; left out are those above the first one that holds every bill, and
-            pairs of cards, whose memory does not add up here.
+        cards: usable GiB of each card; those above the first one that holds every bill are left out.
     """
     parts = {name: {part: size / 2**30 for part, size in bill.parts().items()} for name, bill in bills.items()}
     ax = plot_parts(parts, xlabel="GiB", ax=_axes(ax, (7.5, 0.5 * len(parts) + 2.2)))
     longest = max(sum(sizes.values()) for sizes in parts.values())
     shown: dict[float, list[str]] = {}
-    one = {name: size for name, size in cards.items() if not name.startswith("two")}
-    for name, size in sorted(one.items(), key=lambda card: card[1]):
+    for name, size in sorted(cards.items(), key=lambda card: card[1]):
         near = next((x for x in shown if size - x < 0.04 * max(longest, size)), size)
         if near in shown or not shown or max(shown) < longest:
             shown.setdefault(near, []).append(name)
@@ -187,7 +185,7 @@ def plot_bills(
             rotation=30,
             fontsize=8,
         )
-    ax.set_title(title, loc="left", pad=55)
+    ax.set_title(title, loc="left", pad=65)
     return ax
 
 

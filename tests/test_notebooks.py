@@ -297,15 +297,20 @@ def test_the_adapter_is_the_same_wherever_it_is_loaded(second):
     assert (second.result.records.parent.parent / "adapters" / "02_lora" / "all-linear" / "trained_on.json").exists()
 
 
-def test_the_model_learns_to_answer_and_to_stop(second):
+def check_replies_are_learned(run, technique):
+    """Before training next to nothing is right; afterwards clearly more, and every reply ends."""
     for metric in ("exact_match", "topic_accuracy"):
-        before = second.value("hard_prompt", metric=metric)
-        after = second.value("lora", "replies", metric=metric)
+        before = run.value("hard_prompt", metric=metric)
+        after = run.value(technique, "replies", metric=metric)
         assert before <= 0.01 and after > before + 0.02, metric
-    assert second.value("lora", "replies", metric="topic_accuracy") > 1 / 12 + 0.04, "guessing a topic: 1 in 12"
-    assert second.value("lora", "replies", metric="ended") > 0.99
-    perplexity = [second.value(t, split="validation", metric="perplexity") for t in ("hard_prompt", "lora")]
+    assert run.value(technique, "replies", metric="topic_accuracy") > 1 / 12 + 0.04, "guessing a topic: 1 in 12"
+    assert run.value(technique, "replies", metric="ended") > 0.99
+    perplexity = [run.value(t, split="validation", metric="perplexity") for t in ("hard_prompt", technique)]
     assert perplexity[1] < 2 < perplexity[0]
+
+
+def test_the_model_learns_to_answer_and_to_stop(second):
+    check_replies_are_learned(second, "lora")
     assert second.printed["mask"].rstrip().endswith("<|end|>'") and "Question" in second.printed["mask"].split("\n")[0]
     assert second.printed["three-answers"].count("wanted:") == 3
 
@@ -428,14 +433,7 @@ def test_each_trick_shrinks_its_own_part(third):
 
 
 def test_the_four_bit_model_learns_to_answer_and_to_stop(third):
-    for metric in ("exact_match", "topic_accuracy"):
-        before = third.value("hard_prompt", metric=metric)
-        after = third.value("qlora", "replies", metric=metric)
-        assert before <= 0.01 and after > before + 0.02, metric
-    assert third.value("qlora", "replies", metric="topic_accuracy") > 1 / 12 + 0.04, "guessing a topic: 1 in 12"
-    assert third.value("qlora", "replies", metric="ended") > 0.99
-    perplexity = [third.value(t, split="validation", metric="perplexity") for t in ("hard_prompt", "qlora")]
-    assert perplexity[1] < 2 < perplexity[0]
+    check_replies_are_learned(third, "qlora")
 
 
 def test_adapters_switch_and_add_up_exactly(third):

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "adapters": "check_lora load_adapter save_adapter",
+    "adapters": "check_lora check_prompt load_adapter save_adapter",
     "errors": "AdapterError DataError DeviceError ModelError OfflineError ParameterError TutorialError",
     "machine": "Machine choose_machine",
     "measuring": "Cost ParameterCount count_parameters fingerprint measure quantization_constants training_memory",

@@ -1,4 +1,4 @@
-"""Saves LoRA adapters with what they were trained on, and refuses those that do not fit, with the reason.
+"""Saves adapters (LoRA and prompts) with what they were trained on, and refuses those that do not fit, with the reason.
 
 PEFT loads an adapter that was trained on another model of the same shape, one with NaN weights, and
 one with keys that fit nowhere, without a word. Here each of these is an error.
@@ -26,7 +26,7 @@ from .errors import AdapterError, ParameterError
 from .measuring import hash_parameters, quant_state, true_size
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
+    from peft import LoraConfig, PeftConfig, PeftModel
 
 # PEFT is imported where it is needed: it imports bitsandbytes, after which `accelerate` starts no processes.
 
@@ -95,10 +95,51 @@ def check_lora(model: nn.Module, config: LoraConfig) -> None:
             raise ParameterError(f"modules_to_save: this model has no module {name!r}. Print the model for its names.")
 
 
-def task_type_of(model: nn.Module) -> str | None:
-    """PEFT's task type for this model: "CAUSAL_LM" if it generates text, None for a `Classifier` or an encoder."""
+def check_prompt(model: nn.Module, length: int, *, longest_text: int = 0, start_tokens: int = 0) -> None:
+    """Refuse a learned prompt or prefix that cannot work with this model.
+
+    PEFT takes a length of zero, cuts a start text that is too long in silence, and leaves it to the
+    first long text to run past the last position.
+
+    Args:
+        model: the model that reads the prompt, or its configuration.
+        length: the number of learned vectors.
+        longest_text: how many tokens the longest text has that will follow the prompt.
+        start_tokens: how many tokens the words have that the prompt starts from.
+
+    Raises:
+        ParameterError: a length below 1; prompt and text together longer than the model's positions;
+            a start that is longer than the prompt.
+    """
+    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+        raise ParameterError(f"length={length!r}: expected a whole number from 1. Usual prompts have 5 to 100 vectors.")
+    config = getattr(model, "config", model)
+    positions = getattr(config, "max_position_embeddings", None)
+    if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+        positions -= 2  # these count their positions from 2
+    if positions is not None and length + longest_text > positions:
+        raise ParameterError(
+            f"length={length}: with texts of up to {longest_text} tokens that is {length + longest_text}, and this "
+            f"{config.model_type} model has {positions} positions. Use a shorter prompt, or cut the texts to "
+            f"{max(positions - length, 0)} tokens."
+        )
+    if start_tokens > length:
+        raise ParameterError(
+            f"length={length}: the words to start from have {start_tokens} tokens, more than the prompt. "
+            f"Use a length of at least {start_tokens}, or fewer words."
+        )
+
+
+def task_type_of(model: nn.Module, config: PeftConfig | None = None) -> str | None:
+    """PEFT's task type for this model and kind of adapter.
+
+    "CAUSAL_LM" if the model generates text; else None for LoRA and "FEATURE_EXTRACTION" for a prompt,
+    which PEFT puts around the backbone.
+    """
     generates = getattr(model, "can_generate", None)
-    return "CAUSAL_LM" if generates is not None and generates() else None
+    if generates is not None and generates():
+        return "CAUSAL_LM"
+    return "FEATURE_EXTRACTION" if config is not None and config.is_prompt_learning else None
 
 
 def base_fingerprint(model: nn.Module, *, without: Iterable[str] = ()) -> str:
@@ -112,10 +153,12 @@ def base_fingerprint(model: nn.Module, *, without: Iterable[str] = ()) -> str:
 
 
 def _base_parameters(model: nn.Module, without: tuple[str, ...]) -> Iterator[tuple[str, nn.Parameter]]:
+    prompts = _has_adapters(model) and model.active_peft_config.is_prompt_learning
+    wrapped_as = "base_model." if prompts else "base_model.model."
     for name, parameter in model.named_parameters():
-        if "lora_" in name or ".modules_to_save." in name:
+        if "lora_" in name or ".modules_to_save." in name or name.startswith("prompt_encoder."):
             continue
-        plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
+        plain = name.removeprefix(wrapped_as).replace(".base_layer.", ".").replace(".original_module.", ".")
         if not set(plain.split(".")) & set(without):
             yield plain, parameter
 
@@ -134,7 +177,8 @@ def _about(model: nn.Module, without: Iterable[str]) -> dict[str, object]:
 
 
 def save_adapter(model: PeftModel, folder: str | Path, *, name: str = "default") -> Path:
-    """Save one adapter of a PEFT model: configuration, weights (head included), and what it was trained on.
+    """Save one adapter of a PEFT model, LoRA or a learned prompt: configuration, weights (a head in
+    `modules_to_save` included), and what it was trained on.
 
     The folder appears complete or not at all: it is written under another name and then renamed. An
     older one of the same name is replaced.
@@ -147,9 +191,10 @@ def save_adapter(model: PeftModel, folder: str | Path, *, name: str = "default")
     if name not in model.peft_config:
         raise ParameterError(f"name={name!r}: this model has the adapters {', '.join(model.peft_config)}.")
     config = model.peft_config[name]
-    if not isinstance(config.init_lora_weights, bool) and config.init_lora_weights not in ("gaussian", "orthogonal"):
+    start = getattr(config, "init_lora_weights", True)
+    if not isinstance(start, bool) and start not in ("gaussian", "orthogonal"):
         raise AdapterError(
-            f"init_lora_weights={config.init_lora_weights!r} moved a part of the base into the adapter, so it fits no "
+            f"init_lora_weights={start!r} moved a part of the base into the adapter, so it fits no "
             f"base but this one. Convert it with path_initial_model_for_weight_conversion, or merge and save all."
         )
     folder = Path(folder)
@@ -158,7 +203,7 @@ def save_adapter(model: PeftModel, folder: str | Path, *, name: str = "default")
         # "auto" would ask the Hub whether the vocabulary was resized.
         model.save_pretrained(draft, selected_adapters=[name], save_embedding_layers=False)
         made = Path(draft) if name == "default" else Path(draft) / name
-        text = json.dumps(_about(model, config.modules_to_save or ()), indent=1)
+        text = json.dumps(_about(model, _brought_along(config)), indent=1)
         (made / TRAINED_ON).write_text(text + "\n", encoding="utf-8")
         if folder.exists():
             shutil.rmtree(folder)
@@ -186,7 +231,7 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default",
             over, of another shape, or not finite.
         ParameterError: the name is taken.
     """
-    from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     folder = Path(folder)
     config, about, tensors = _read(folder)
@@ -194,7 +239,12 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default",
     if attached and name in model.peft_config:
         raise ParameterError(f"name={name!r}: an adapter of this name is attached already. Choose another name.")
     base = model.get_base_model() if attached else model
-    expected = task_type_of(base)
+    if attached and model.active_peft_config.is_prompt_learning != config.is_prompt_learning:
+        raise AdapterError(
+            f"{folder / CONFIG}: peft_type is {config.peft_type}, and the adapter attached already is "
+            f"{model.active_peft_config.peft_type}. Load prompts and LoRA into separate models."
+        )
+    expected = task_type_of(base, config)
     if config.task_type != expected:
         raise AdapterError(
             f"{folder / CONFIG}: task_type is {config.task_type!r}, this {type(base).__name__} needs {expected!r}. "
@@ -202,7 +252,10 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default",
         )
     _check_base(folder, model, config, about, other_base)
     try:
-        check_lora(base, config)
+        if config.is_prompt_learning:
+            check_prompt(base, config.num_virtual_tokens)
+        else:
+            check_lora(base, config)
     except ParameterError as error:
         raise AdapterError(f"{folder / CONFIG}: {error}") from None
     config.inference_mode = True
@@ -210,14 +263,14 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default",
         model.add_adapter(name, config)
         wrapped = model
     else:
-        wrapped = PeftModel(model, config, adapter_name=name)
+        wrapped = get_peft_model(model, config, adapter_name=name)
     try:
         own = get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False)
         _check_tensors(folder, tensors, own)
     except AdapterError:
         if attached:
             wrapped.delete_adapter(name)
-        else:
+        elif not config.is_prompt_learning:  # a prompt leaves the base as it is
             wrapped.unload()
         raise
     set_peft_model_state_dict(wrapped, tensors, adapter_name=name)
@@ -226,12 +279,17 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default",
     return wrapped.eval()
 
 
+def _brought_along(config: PeftConfig) -> Iterable[str]:
+    """Names of the modules that an adapter carries itself, such as a head."""
+    return getattr(config, "modules_to_save", None) or ()
+
+
 def _has_adapters(model: nn.Module) -> bool:
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
 
 
-def _read(folder: Path) -> tuple[LoraConfig, dict, dict[str, torch.Tensor]]:
-    from peft import LoraConfig, PeftConfig
+def _read(folder: Path) -> tuple[PeftConfig, dict, dict[str, torch.Tensor]]:
+    from peft import LoraConfig, PeftConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 
     for file in (CONFIG, WEIGHTS, TRAINED_ON):
         if not (folder / file).is_file():
@@ -246,16 +304,20 @@ def _read(folder: Path) -> tuple[LoraConfig, dict, dict[str, torch.Tensor]]:
         raise AdapterError(
             f"{folder}: {CONFIG} or {TRAINED_ON} is damaged ({str(error).splitlines()[0]}). Copy the adapter again."
         ) from None
-    if not isinstance(config, LoraConfig) or not all(x is not None for x in known[:3]):
-        raise AdapterError(f"{folder / CONFIG}: peft_type is {config.peft_type!r}, expected LORA.")
+    served = (LoraConfig, PromptTuningConfig, PrefixTuningConfig, PromptEncoderConfig)
+    if not isinstance(config, served) or not all(x is not None for x in known[:3]):
+        raise AdapterError(
+            f"{folder / CONFIG}: peft_type is {config.peft_type!r}, expected LORA, PROMPT_TUNING, PREFIX_TUNING or "
+            f"P_TUNING. Train one of these."
+        )
     try:
         return config, about, load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"{folder / WEIGHTS}: damaged or cut short ({error}). Copy the adapter again.") from None
 
 
-def _check_base(folder: Path, model: nn.Module, config: LoraConfig, about: dict, other_base: bool) -> None:
-    here = _about(model, config.modules_to_save or ())
+def _check_base(folder: Path, model: nn.Module, config: PeftConfig, about: dict, other_base: bool) -> None:
+    here = _about(model, _brought_along(config))
     if here["base_parameters"] != about["base_parameters"]:
         raise AdapterError(
             f"{folder}: trained on a base of {about['base_parameters']:,} parameters, this one has "

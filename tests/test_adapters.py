@@ -6,10 +6,18 @@ import shutil
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    RobertaConfig,
+    Trainer,
+    TrainingArguments,
+)
 
 from helpers import (
     AdapterError,
@@ -17,6 +25,7 @@ from helpers import (
     LossWatch,
     ParameterError,
     check_lora,
+    check_prompt,
     count_parameters,
     grade_replies,
     group_by_length,
@@ -248,6 +257,121 @@ def test_settings_that_work_pass():
     check_lora(base(), LoraConfig(r=3, target_modules=r".*layer\.1\..*query"))
     with pytest.raises(ParameterError, match="at least two"):
         load_classifier(labels=["only"])
+
+
+# ---------------------------------------------------------------- prompts
+
+
+PROMPTS = {
+    "prompt": PromptTuningConfig,
+    "prefix": PrefixTuningConfig,
+    "P-tuning": lambda **options: PromptEncoderConfig(**options, encoder_hidden_size=8),
+}
+
+
+def prompted(model, kind="prompt", seed=5):
+    """A frozen model behind learned vectors, as they might be after training."""
+    task_type = "CAUSAL_LM" if model.can_generate() else "FEATURE_EXTRACTION"
+    model = get_peft_model(model, PROMPTS[kind](task_type=task_type, num_virtual_tokens=3))
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.prompt_encoder.parameters():
+            parameter.normal_(std=0.3)
+    return model.eval()
+
+
+@torch.no_grad()
+def output(model):
+    out = model(input_ids=IDS, attention_mask=MASK)
+    return out.logits if "logits" in out else out.last_hidden_state
+
+
+@pytest.mark.parametrize("kind", PROMPTS)
+@pytest.mark.parametrize("build", [writer, lambda: base().backbone], ids=["language model", "encoder"])
+def test_a_prompt_answers_the_same_in_a_fresh_model(tmp_path, build, kind):
+    model = prompted(build(), kind)
+    loaded = load_adapter(build(), save_adapter(model, tmp_path / "prompt"))
+    assert torch.allclose(output(loaded), output(model), atol=1e-6)
+    assert not torch.allclose(output(prompted(build(), kind, seed=6)), output(model), atol=1e-3)
+    assert base_fingerprint(model) == base_fingerprint(build()) == base_fingerprint(loaded)
+    shipped = load_file(tmp_path / "prompt" / "adapter_model.safetensors")
+    assert {name: tensor.shape for name, tensor in shipped.items()} == {
+        "prompt_embeddings": (3, 16 * 2 * 2 if kind == "prefix" else 16)
+    }
+
+
+def test_two_prompts_on_one_model_are_switched(tmp_path):
+    models = {"one": prompted(writer(), seed=1), "two": prompted(writer(), seed=2)}
+    assert not torch.equal(output(models["one"]), output(models["two"]))
+    folders = {name: save_adapter(model, tmp_path / name) for name, model in models.items()}
+    both = load_adapter(load_adapter(writer(), folders["one"], name="one"), folders["two"], name="two")
+    assert torch.equal(output(both), output(models["two"]))
+    both.set_adapter("one")
+    assert torch.equal(output(both), output(models["one"]))
+
+
+def test_a_prompt_for_another_model_is_refused(tmp_path):
+    folder = save_adapter(prompted(base().backbone), tmp_path / "prompt")
+    for other, said in (
+        (base(1).backbone, "another base of the same shape"),
+        (base(width=32).backbone, "a base of .* parameters"),
+        (writer(), "task_type is 'FEATURE_EXTRACTION', this LlamaForCausalLM needs 'CAUSAL_LM'"),
+        (lora(base().backbone, modules_to_save=None), "Load prompts and LoRA into separate models"),
+    ):
+        names = [name for name, _ in other.named_parameters()]
+        with pytest.raises(AdapterError, match=said):
+            load_adapter(other, folder, name="second")
+        assert [name for name, _ in other.named_parameters()] == names
+
+
+@pytest.mark.parametrize("attached", [False, True], ids=["first", "second"])
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda t: t.pop("prompt_embeddings"), "lacks 1 of 1 tensors"),
+        (lambda t: t["prompt_embeddings"][0].fill_(math.nan), "not finite"),
+        (lambda t: t.update(prompt_embeddings=t["prompt_embeddings"][:2].clone()), "has the shape"),
+    ],
+    ids=["missing", "nan", "shape"],
+)
+def test_a_damaged_prompt_is_refused_and_the_model_stays_what_it_was(tmp_path, edit, said, attached):
+    folder = save_adapter(prompted(writer()), tmp_path / "prompt")
+    model = writer()
+    if attached:
+        shutil.copytree(folder, tmp_path / "good")
+        model = load_adapter(model, tmp_path / "good", name="good")
+    names, before = [name for name, _ in model.named_parameters()], output(model)
+    change(folder, edit)
+    with pytest.raises(AdapterError, match=said):
+        load_adapter(model, folder, name="bad")
+    assert [name for name, _ in model.named_parameters()] == names
+    if attached:
+        model.set_adapter("good")
+    assert torch.equal(output(model), before)
+
+
+@pytest.mark.parametrize(
+    ("length", "options", "said"),
+    [
+        (0, {}, "length=0: expected a whole number from 1"),
+        (-3, {}, "length=-3"),
+        (2.5, {}, r"length=2\.5"),
+        (True, {}, "length=True"),
+        (400, {"longest_text": 113}, r"that is 513.*bert model has 512 positions.*cut the texts to 112"),
+        (5, {"start_tokens": 6}, "have 6 tokens, more than the prompt.*at least 6, or fewer words"),
+    ],
+)
+def test_a_prompt_that_cannot_work_is_refused(length, options, said):
+    with pytest.raises(ParameterError, match=said):
+        check_prompt(base(), length, **options)
+    check_prompt(base().config, 400, longest_text=112, start_tokens=400)
+
+
+def test_positions_that_count_from_two_are_known():
+    config = RobertaConfig(max_position_embeddings=514)
+    check_prompt(config, 12, longest_text=500)
+    with pytest.raises(ParameterError, match="roberta model has 512 positions"):
+        check_prompt(config, 13, longest_text=500)
 
 
 # ---------------------------------------------------------------- training

@@ -36,6 +36,19 @@ FULL_SIZE: dict[str, dict] = {
         "reply_full_fine_tuning": True,
     },
     "03_qlora": {},  # the defaults
+    "04_prompt_tuning": {
+        "long_steps": 450,
+        "sweep_steps": 50,
+        "sweep_rates": [5e-5, 5e-4, 1e-3, 5e-3, 5e-2, 5e-1],
+        "sweep_lengths": [1, 5, 20, 50, 100],
+        "sweep_starts": ["random", "vocabulary", "text", "labels"],
+        "relatives": ["prefix tuning", "P-tuning", "LoRA", "ensemble"],
+        "relatives_steps": 150,
+        "asked_in_words": 120,
+        "topic_steps": 300,
+        "reply_steps": 100,
+        "graded_questions": 120,
+    },
 }
 
 

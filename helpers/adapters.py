@@ -239,10 +239,10 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default",
     if attached and name in model.peft_config:
         raise ParameterError(f"name={name!r}: an adapter of this name is attached already. Choose another name.")
     base = model.get_base_model() if attached else model
-    if attached and model.active_peft_config.is_prompt_learning != config.is_prompt_learning:
+    if attached and model.active_peft_config.peft_type != config.peft_type:
         raise AdapterError(
-            f"{folder / CONFIG}: peft_type is {config.peft_type}, and the adapter attached already is "
-            f"{model.active_peft_config.peft_type}. Load prompts and LoRA into separate models."
+            f"{folder / CONFIG}: peft_type is {config.peft_type.value}, the adapter attached already is of type "
+            f"{model.active_peft_config.peft_type.value}. Load adapters of different types into separate models."
         )
     expected = task_type_of(base, config)
     if config.task_type != expected:

@@ -316,7 +316,8 @@ def test_a_prompt_for_another_model_is_refused(tmp_path):
         (base(1).backbone, "another base of the same shape"),
         (base(width=32).backbone, "a base of .* parameters"),
         (writer(), "task_type is 'FEATURE_EXTRACTION', this LlamaForCausalLM needs 'CAUSAL_LM'"),
-        (lora(base().backbone, modules_to_save=None), "Load prompts and LoRA into separate models"),
+        (lora(base().backbone, modules_to_save=None), "already is of type .*LORA.*into separate models"),
+        (prompted(base().backbone, "prefix"), "already is of type .*PREFIX_TUNING.*into separate models"),
     ):
         names = [name for name, _ in other.named_parameters()]
         with pytest.raises(AdapterError, match=said):

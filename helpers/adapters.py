@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .errors import AdapterError, ParameterError
 from .measuring import hash_parameters, quant_state, true_size
+from .models import positions_of
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftConfig, PeftModel
@@ -114,9 +115,7 @@ def check_prompt(model: nn.Module, length: int, *, longest_text: int = 0, start_
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
         raise ParameterError(f"length={length!r}: expected a whole number from 1. Usual prompts have 5 to 100 vectors.")
     config = getattr(model, "config", model)
-    positions = getattr(config, "max_position_embeddings", None)
-    if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
-        positions -= 2  # these count their positions from 2
+    positions = positions_of(config)
     if positions is not None and length + longest_text > positions:
         raise ParameterError(
             f"length={length}: with texts of up to {longest_text} tokens that is {length + longest_text}, and this "

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qw
 
 from .errors import DeviceError, ModelError, ParameterError
 from .measuring import count_parameters
-from .models import read_config, transformer_blocks
+from .models import positions_of, read_config, transformer_blocks
 from .quantization import TYPES, check_not_quantized
 
 GIB = 2**30
@@ -172,7 +172,7 @@ def memory_bill(
         if not isinstance(value, int) or value < 1:
             raise ParameterError(f"{name}={value!r}: expected a whole number from 1.")
     config = _configuration(config)
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = positions_of(config)
     if positions and length > positions:
         raise ParameterError(f"length={length}: this model has {positions} positions. Use shorter texts.")
     compute = PRECISIONS[precision]

@@ -227,6 +227,14 @@ def read_config(folder: str | Path) -> PreTrainedConfig:
         ) from None
 
 
+def positions_of(config: PreTrainedConfig) -> int | None:
+    """How many tokens a model can read at once, learned vectors included; None if its configuration sets no limit."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+        return positions - 2  # these count their positions from 2
+    return positions or None
+
+
 def _load(
     kind: type,
     folder: Path,

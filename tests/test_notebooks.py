@@ -80,6 +80,24 @@ class Run:
         return found[0]
 
 
+def recorded_percent(notebook, split="test", **fixed):
+    """What `make measurements` recorded: for each variant the mean accuracy of its three seeds, in percent."""
+    recorded = read_records(ROOT / "data" / "measurements")
+    for column, value in {"notebook": notebook, "metric": "accuracy", "split": split, **fixed}.items():
+        recorded = recorded[recorded[column] == value]
+    runs = recorded.groupby("variant")
+    assert len(recorded) and all(sorted(seeds) == [0, 1, 2] for _, seeds in runs["seed"])
+    return (100 * runs["value"].mean()).to_dict()
+
+
+def run_on_own_file(notebook, folder, *, rows, labels, depth, **few):
+    """Run a notebook on a file of real text, within the memory of a laptop."""
+    write_csv(folder / "own.csv", rows=rows, labels=labels, depth=depth)
+    run = Run(notebook, folder, task=str(folder / "own.csv"), **few)
+    assert run.peak_gib < 6
+    return run
+
+
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
     return Run(FIRST, tmp_path_factory.mktemp("first"))
@@ -161,13 +179,11 @@ def test_no_cell_warned(notebook, request):
 @pytest.mark.slow
 def test_your_own_file_works_unedited(tmp_path):
     """Real text with many labels; shorter texts, fewer steps, draws and examples than by default save time."""
-    write_csv(tmp_path / "own.csv", rows=4_000, labels=77, depth=3)
     few = {"fine_tuning_steps": 10, "draws": 1, "max_tokens": 32, "train_examples": 1_540}
-    run = Run(FIRST, tmp_path, task=str(tmp_path / "own.csv"), **few)
+    run = run_on_own_file(FIRST, tmp_path, rows=10_000, labels=77, depth=3, **few)
     assert {record["task"] for record in run.records} == {"own"}
     assert {record["split"] for record in run.records} == {"test"}
     assert run.value("feature_extraction", "joined") > run.value("majority") + 0.2
-    assert run.peak_gib < 6
 
 
 # ---------------------------------------------------------------- LoRA
@@ -234,14 +250,9 @@ def test_lora_comes_close_to_full_fine_tuning_and_the_head_alone_does_not(second
 
 
 def test_over_three_seeds_lora_is_within_a_point_and_a_half():
-    recorded = read_records(ROOT / "data" / "measurements")
-    recorded = recorded[(recorded["notebook"] == "02_lora") & (recorded["split"] == "test")]
-    recorded = recorded[recorded["metric"] == "accuracy"]
-    mean, seeds = {}, {}
-    for name in ("head only", "r=8, all linear", "everything"):
-        runs = recorded[recorded["variant"] == f"{name}, 150 steps, Trainer"]
-        mean[name], seeds[name] = 100 * runs["value"].mean(), sorted(runs["seed"])
-    assert set(map(tuple, seeds.values())) == {(0, 1, 2)}
+    recorded = recorded_percent("02_lora")
+    names = ("head only", "r=8, all linear", "everything")
+    mean = {name: recorded[f"{name}, 150 steps, Trainer"] for name in names}
     assert mean["r=8, all linear"] > mean["everything"] - 1.5, mean
     assert mean["head only"] < mean["r=8, all linear"] - 3, mean
 
@@ -318,14 +329,12 @@ def test_the_exercise_finds_both_bugs(second):
 @pytest.mark.slow
 def test_lora_on_your_own_file_works_unedited(tmp_path):
     """Fewer steps and shorter texts than by default keep `make test` short."""
-    write_csv(tmp_path / "own.csv", rows=5_000, labels=6, depth=1)
     few = {"fine_tuning_steps": 20, "sweep_steps": 2, "sweep_ranks": [1], "relatives": ["LoRA"], "relatives_steps": 2}
     few |= {"lora_rates": [2e-3], "full_rates": [2e-4], "reply_steps": 2, "max_tokens": 32, "graded_questions": 8}
-    run = Run(SECOND, tmp_path, task=str(tmp_path / "own.csv"), **few)
+    run = run_on_own_file(SECOND, tmp_path, rows=5_000, labels=6, depth=1, **few)
     on_test = [r for r in run.records if r["split"] == "test" and r["metric"] == "accuracy"]
     assert {record["task"] for record in on_test} == {"own"}
     assert run.value("lora", "r=8, all linear, 20") > 1 / 6 + 0.2
-    assert run.peak_gib < 6
 
 
 # ---------------------------------------------------------------- QLoRA
@@ -389,11 +398,9 @@ def test_qlora_learns_over_a_base_that_does_not_move(third):
 
 
 def test_over_three_seeds_qlora_is_within_two_points_of_lora():
-    recorded = read_records(ROOT / "data" / "measurements")
-    recorded = recorded[(recorded["notebook"] == "03_qlora") & (recorded["split"] == "test")]
-    recorded = recorded[(recorded["metric"] == "accuracy") & recorded["variant"].str.endswith("150 steps")]
-    assert sorted(recorded["seed"]) == [0, 0, 1, 1, 2, 2]
-    mean = 100 * recorded.groupby("technique")["value"].mean()
+    mean = {}
+    for technique in ("lora", "qlora"):
+        (mean[technique],) = recorded_percent("03_qlora", technique=technique).values()
     assert mean["qlora"] > mean["lora"] - 2, mean
 
 
@@ -455,13 +462,11 @@ def test_the_bill_is_shown_to_be_true(third):
 @pytest.mark.slow
 def test_qlora_on_your_own_file_works_unedited(tmp_path):
     """Fewer steps, questions and tokens than by default keep `make test` short."""
-    write_csv(tmp_path / "own.csv", rows=1_000, labels=6, depth=1)
     few = {"fine_tuning_steps": 20, "reply_steps": 2, "manual_steps": 2, "graded_questions": 8, "max_tokens": 32}
-    run = Run(THIRD, tmp_path, task=str(tmp_path / "own.csv"), **few)
+    run = run_on_own_file(THIRD, tmp_path, rows=1_000, labels=6, depth=1, **few)
     on_test = [r for r in run.records if r["split"] == "test" and r["metric"] == "accuracy"]
     assert {record["task"] for record in on_test} == {"own"}
     assert run.value("qlora", "20 steps") > 1 / 6 + 0.2
-    assert run.peak_gib < 6
 
 
 # ---------------------------------------------------------------- prompt tuning
@@ -470,16 +475,6 @@ def test_qlora_on_your_own_file_works_unedited(tmp_path):
 @pytest.fixture(scope="module")
 def fourth(tmp_path_factory):
     return Run(FOURTH, tmp_path_factory.mktemp("fourth"))
-
-
-def recorded_percent(split, **fixed):
-    """What `make measurements` recorded for notebook 4: for each variant one accuracy a seed, in percent."""
-    recorded = read_records(ROOT / "data" / "measurements")
-    for column, value in {"notebook": "04_prompt_tuning", "metric": "accuracy", "split": split, **fixed}.items():
-        recorded = recorded[recorded[column] == value]
-    found = {variant: dict(zip(runs["seed"], 100 * runs["value"])) for variant, runs in recorded.groupby("variant")}
-    assert found and all(sorted(seeds) == [0, 1, 2] for seeds in found.values())
-    return {variant: sum(seeds.values()) / 3 for variant, seeds in found.items()}
 
 
 def test_hard_prompts_hang_on_the_order_of_the_examples(fourth):
@@ -501,7 +496,7 @@ def test_a_rate_that_suits_weights_teaches_a_prompt_nothing(fourth):
     lines = re.findall(r"^lr (\S+) gains +(\S+) points", fourth.printed["rates-verdict"], flags=re.MULTILINE)
     gains = {float(rate): float(gain) for rate, gain in lines}
     assert abs(gains[5e-5]) < 3.5 < gains[5e-2], gains
-    swept = recorded_percent("validation", technique="prompt_tuning")
+    swept = recorded_percent("04_prompt_tuning", "validation", technique="prompt_tuning")
     of_rate = {rate: swept[f"label words, 20 tokens, vocabulary, lr {rate}, 50 steps"] for rate in ("5e-05", "0.05")}
     assert of_rate["5e-05"] < of_rate["0.05"] - 8, of_rate
 
@@ -554,7 +549,7 @@ def test_topics_are_written_and_replies_get_likelier(fourth):
 
 def test_over_three_seeds_a_prompt_gains_where_no_head_is_trained():
     """Beside a trained head it gains nothing on this encoder; the notebook and the README say so."""
-    mean = recorded_percent("test")
+    mean = recorded_percent("04_prompt_tuning")
     hard = [value for variant, value in mean.items() if variant.startswith(("no example", "12 examples"))]
     assert len(hard) == 9 and mean["language model, 20 tokens, 300 steps, 120 questions"] > max(hard) + 5, mean
     probe = mean["probe only, 0 steps"]
@@ -587,11 +582,9 @@ def test_the_scoreboard_is_complete(first, second, third, fourth, tmp_path):
 @pytest.mark.slow
 def test_prompt_tuning_on_your_own_file_works_unedited(tmp_path):
     """Fewer steps, questions and tokens than by default keep `make test` short."""
-    write_csv(tmp_path / "own.csv", rows=1_000, labels=6, depth=1)
     few = {"prompt_steps": 20, "sweep_steps": 2, "topic_steps": 2, "reply_steps": 2, "relatives_steps": 2}
     few |= {"asked_in_words": 2, "graded_questions": 2, "max_tokens": 32}
-    run = Run(FOURTH, tmp_path, task=str(tmp_path / "own.csv"), **few)
+    run = run_on_own_file(FOURTH, tmp_path, rows=1_000, labels=6, depth=1, **few)
     on_test = [r for r in run.records if r["split"] == "test" and r["backbone"] != "data/language_model"]
     assert {record["task"] for record in on_test} == {"own"}
     assert run.value("prompt_tuning", "under the probe") > 1 / 6 + 0.2
-    assert run.peak_gib < 6

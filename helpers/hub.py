@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -19,6 +20,8 @@ from urllib.request import getproxies, proxy_bypass
 from .errors import DataError, ModelError, OfflineError
 
 PROBE_SECONDS = 2.0
+ATTACHED = Path("/kaggle/input")  # where Kaggle shows attached models and datasets
+MODEL_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 
 LANGUAGE_MODEL = Path(__file__).resolve().parent.parent / "data" / "language_model"
@@ -81,8 +84,9 @@ def _connects(endpoint: str, timeout: float) -> bool:
 def find_model(name: str) -> tuple[Path, str]:
     """Return the folder of a model and a few words on where it came from.
 
-    Order: a local folder; the copy in an installed package; the Hub's local cache; the Hub, at the
-    pinned revision. The weights of a model that this project names are checked against their hash.
+    Order: a local folder; the copy in an installed package; one attached to a Kaggle notebook; the
+    Hub's local cache; the Hub, at the pinned revision. The weights of a model that this project names
+    are checked against their hash.
 
     Raises:
         ModelError: no such folder, or its weights are missing, damaged or not what they claim to be.
@@ -98,8 +102,8 @@ def find_model(name: str) -> tuple[Path, str]:
         raise ModelError(
             f"model {name!r}: there is no such folder. Give the folder that holds config.json, or a Hub id."
         )
-    elif packaged := _packaged(known.get("package")):
-        folder, source = packaged, f"the installed package {known['package'].replace('_', '-')}"
+    elif nearby := _nearby(name):
+        folder, source = nearby
     else:
         folder, source = _from_hub(name, known.get("revision"))
     check_weights(folder, known.get("sha256"))
@@ -108,6 +112,47 @@ def find_model(name: str) -> tuple[Path, str]:
         for file, sha256 in LANGUAGE_MODEL_FILES.items():
             _check_hash(folder / file, sha256)
     return folder, source
+
+
+def source_of(name: str) -> str:
+    """Where `find_model` would take a model that this project names from, in a few words; loads nothing."""
+    if nearby := _nearby(name):
+        return nearby[1]
+    with contextlib.suppress(FileNotFoundError):  # LocalEntryNotFoundError is one
+        _, source, gap = _cached(name, KNOWN_MODELS[name]["revision"], "model", MODEL_FILES)
+        if not gap:
+            return source
+    return "the Hugging Face Hub" if hub_reachable() else f"none yet. {name} is not here. {without_hub(name)}"
+
+
+def _nearby(name: str) -> tuple[Path, str] | None:
+    """A copy that no hub is needed for, and a few words on where it is."""
+    package = KNOWN_MODELS.get(name, {}).get("package")
+    if folder := _packaged(package):
+        return folder, f"the installed package {package.replace('_', '-')}"
+    if folder := _attached(name):
+        return folder, f"the attached folder {folder}"
+    return None
+
+
+def without_hub(name: str) -> str:
+    """What to do where the Hub cannot be reached, on this platform."""
+    if os.environ.get("KAGGLE_KERNEL_RUN_TYPE"):
+        return (
+            f"On Kaggle turn on Internet in the settings on the right, or use Add Input with a model or dataset that "
+            f"holds a folder {name.split('/')[-1]} with its files."
+        )
+    return "Connect, or use the offline kit (README), or download it elsewhere and give its folder."
+
+
+def _attached(name: str) -> Path | None:
+    """The folder of a model below Kaggle's inputs; upload forms change case and hyphens of a name."""
+    plain = re.sub(r"[^a-z0-9]", "", name.split("/")[-1].lower())
+    for config in ATTACHED.rglob("config.json") if ATTACHED.is_dir() else ():
+        above = [re.sub(r"[^a-z0-9]", "", folder.name.lower()) for folder in config.parents]
+        if plain in above and (config.parent / "model.safetensors").exists():
+            return config.parent
+    return None
 
 
 def _packaged(package: str | None) -> Path | None:
@@ -120,8 +165,7 @@ def _packaged(package: str | None) -> Path | None:
 
 
 def _from_hub(name: str, revision: str | None) -> tuple[Path, str]:
-    patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
-    return _snapshot(name, revision, "model", patterns)
+    return _snapshot(name, revision, "model", MODEL_FILES)
 
 
 def _snapshot(name: str, revision: str | None, kind: str, patterns: list[str]) -> tuple[Path, str]:
@@ -135,13 +179,11 @@ def _snapshot(name: str, revision: str | None, kind: str, patterns: list[str]) -
     )
 
     refusal = ModelError if kind == "model" else DataError
-    options = {"revision": revision, "repo_type": kind, "allow_patterns": patterns}
     lacking = "is not on this machine"
     try:
-        cached = Path(snapshot_download(name, local_files_only=True, **options))
-        gap = _gap(cached, kind)
+        cached, source, gap = _cached(name, revision, kind, patterns)
         if not gap:
-            return cached, "the Hub's local cache"
+            return cached, source
         lacking = f"is only partly in the Hub's local cache ({gap})"
     except HFValidationError as error:
         raise refusal(
@@ -150,14 +192,15 @@ def _snapshot(name: str, revision: str | None, kind: str, patterns: list[str]) -
         ) from None
     except LocalEntryNotFoundError:
         pass
-    advice = "Connect, or download it elsewhere and give its folder."
+    advice = without_hub(name)
     if not hub_reachable():
         raise OfflineError(
             f"{kind} {name!r} {lacking} and the Hugging Face Hub did not answer within {PROBE_SECONDS:.0f} seconds "
             f"(or HF_HUB_OFFLINE is set). {advice}"
         )
     try:
-        return Path(snapshot_download(name, **options)), "the Hugging Face Hub"
+        folder = snapshot_download(name, revision=revision, repo_type=kind, allow_patterns=patterns)
+        return Path(folder), "the Hugging Face Hub"
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         reason = str(error).splitlines()[0]
         raise refusal(
@@ -169,6 +212,14 @@ def _snapshot(name: str, revision: str | None, kind: str, patterns: list[str]) -
             f"{kind} {name!r} {lacking} and the Hugging Face Hub broke off ({type(error).__name__}: "
             f"{str(error)[:200]}). {advice}"
         ) from None
+
+
+def _cached(name: str, revision: str | None, kind: str, patterns: list[str]) -> tuple[Path, str, str]:
+    """The snapshot in the Hub's local cache, a few words on where it is, and what it lacks ("" if nothing)."""
+    from huggingface_hub import snapshot_download
+
+    folder = snapshot_download(name, revision=revision, repo_type=kind, allow_patterns=patterns, local_files_only=True)
+    return Path(folder), "the Hub's local cache", _gap(Path(folder), kind)
 
 
 def _gap(folder: Path, kind: str) -> str:

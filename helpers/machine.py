@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import platform
+import re
 from dataclasses import dataclass
 
 import torch
@@ -18,10 +17,12 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 class Machine:
     """What the notebooks run on. `precision` is the type for matrix products; weights stay float32."""
 
-    platform: str
     device: str
     precision: torch.dtype
     reason: str
+
+    def __str__(self) -> str:
+        return f"{self.device}, {str(self.precision).removeprefix('torch.')} ({self.reason})"
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The context in which matrix products run in `precision`."""
@@ -29,7 +30,7 @@ class Machine:
 
 
 def choose_machine(*, device: str = "auto", precision: str = "auto") -> Machine:
-    """Choose device and precision for this machine and print one line with the reasons.
+    """Choose device and precision for this machine; printed, the answer is one line with the reasons.
 
     Args:
         device: "auto" (CUDA where it works, else the CPU), "cpu", "cuda" or "mps".
@@ -57,10 +58,7 @@ def choose_machine(*, device: str = "auto", precision: str = "auto") -> Machine:
         why = f"{precision} as asked"
     dtype = getattr(torch, precision) if precision != "auto" else (torch.bfloat16 if has_bf16 else torch.float32)
     reason = fault if device == "auto" and chosen == "cpu" else _describe(chosen)
-    machine = Machine(_platform(), chosen, dtype, f"{reason.rstrip('.')}; {why}")
-    precise = str(dtype).removeprefix("torch.")
-    print(f"{machine.platform} | device {machine.device} | precision {precise} | {machine.reason}")
-    return machine
+    return Machine(chosen, dtype, f"{reason.rstrip('.')}; {why}")
 
 
 def cuda_fault() -> str:
@@ -74,16 +72,17 @@ def cuda_fault() -> str:
     if torch.version.hip:  # an AMD card: the list holds names such as gfx90a
         return ""
     major, minor = torch.cuda.get_device_capability()
-    built = torch.cuda.get_arch_list()
-    # A card runs kernels built for its own generation with the same or a lower minor number.
-    usable = any(
-        a.startswith(f"sm_{major}") and int(a.removeprefix("sm_").rstrip("af")) <= 10 * major + minor for a in built
-    )
-    if not usable:
-        return (
-            f"{torch.cuda.get_device_name()} (sm_{major}{minor}) has no kernels in this PyTorch ({', '.join(built)})."
-        )
+    if not has_kernels(major, minor):
+        built = ", ".join(torch.cuda.get_arch_list())
+        return f"{torch.cuda.get_device_name()} (sm_{major}{minor}) has no kernels in this PyTorch ({built})."
     return ""
+
+
+def has_kernels(major: int, minor: int) -> bool:
+    """Whether the installed PyTorch can compute on cards of this compute capability."""
+    built = (re.fullmatch(r"sm_(\d+)(\d)[af]?", arch) for arch in torch.cuda.get_arch_list())
+    # A card runs kernels built for its own generation with the same or a lower minor number.
+    return any(int(arch[1]) == major and int(arch[2]) <= minor for arch in built if arch)
 
 
 def bfloat16(device: str) -> tuple[bool, str]:
@@ -109,11 +108,3 @@ def _describe(device: str) -> str:
         count = torch.cuda.device_count()
         return f"{torch.cuda.get_device_name()}{f', one of {count}' if count > 1 else ''}"
     return "Apple GPU" if device == "mps" else f"{torch.get_num_threads()} threads"
-
-
-def _platform() -> str:
-    if os.environ.get("COLAB_RELEASE_TAG"):
-        return "Colab"
-    if os.environ.get("KAGGLE_KERNEL_RUN_TYPE"):
-        return "Kaggle"
-    return f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"

@@ -57,6 +57,7 @@ PROMPTS = (
 def measure(folder: Path, part: str) -> dict[str, Any]:
     """One part of what the card says in numbers."""
     machine = choose_machine()
+    print(machine)
     about = {
         "sha256": weights_sha256(folder),
         "hardware": hardware(),

@@ -193,6 +193,7 @@ def next_token_loss(model: LlamaForCausalLM, ids: torch.Tensor) -> torch.Tensor:
 def train(recipe: Recipe, folder: Path, cache: Path, *, compiled: bool, stop_at: int | None = None) -> None:
     check(recipe)
     machine = choose_machine()
+    print(machine)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer, stream, held_out = _prepare(recipe, cache)
     model = build_model(recipe, tokenizer).to(machine.device)

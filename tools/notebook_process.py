@@ -27,7 +27,7 @@ def execute_job(folder: Path) -> None:
     from papermill.exceptions import PapermillExecutionError
 
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-    _write_kernelspec(folder / "jupyter" / "kernels" / "python3")
+    _write_kernelspec(folder / "jupyter" / "kernels" / "python3", job["python"], job["environment"])
     with (folder / "events.jsonl").open("a", encoding="utf-8") as events:
 
         def tell(event: str, **more: str) -> None:
@@ -80,13 +80,14 @@ def watch_threads() -> None:
     threading.excepthook = note
 
 
-def _write_kernelspec(folder: Path) -> None:
+def _write_kernelspec(folder: Path, python: str, environment: dict[str, str]) -> None:
     # An own kernelspec: one named python3 that the user or the system has may start another Python.
     from ipykernel.kernelspec import get_kernel_dict
 
     watch = '__import__("tools.notebook_process", fromlist=["_"]).watch_threads()'
     folder.mkdir(parents=True)
     spec = get_kernel_dict(extra_arguments=[f"--IPKernelApp.exec_lines={watch}"])
+    spec["argv"][0], spec["env"] = python, environment
     (folder / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
 
 

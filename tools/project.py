@@ -5,6 +5,9 @@
     python tools/project.py test [ARGS]    run the tests (python -m pytest ARGS)
     python tools/project.py lab            open JupyterLab in notebooks/
     python tools/project.py measurements   record the long runs in data/measurements (tools/measure.py)
+    python tools/project.py test-platforms run the notebooks on Colab's and Kaggle's versions (tools/platforms.py)
+    python tools/project.py offline-kit    write a folder that installs and runs without a network
+    python tools/project.py links          write the repository's address into notebooks and README (tools/links.py)
     python tools/project.py lint [PATHS]   ruff check and ruff format --check
     python tools/project.py clean          remove .venv and results
 
@@ -38,6 +41,19 @@ PIP_LOG = os.path.join(VENV, "pip.log")
 LOCK = os.path.join(ROOT, ".venv.lock")
 BIN = os.path.join(VENV, "Scripts" if os.name == "nt" else "bin")
 PYTHON = os.path.join(BIN, "python.exe" if os.name == "nt" else "python")
+
+
+# What a command runs in .venv; setup, lint and clean are no modules.
+MODULES = {
+    "run": ["tools.run_notebooks"],
+    "test": ["pytest"],
+    "lab": ["jupyterlab", "notebooks"],
+    "measurements": ["tools.measure"],
+    "test-platforms": ["tools.platforms"],
+    "offline-kit": ["tools.offline_kit"],
+    "links": ["tools.links"],
+}
+COMMANDS = ("setup", "lint", "clean") + tuple(MODULES)
 
 
 class Problem(Exception):
@@ -415,14 +431,8 @@ def do(command, arguments):
         say("Python %s cannot do this; using %s." % (dotted(sys.version_info), path))
         return subprocess.call([path, os.path.abspath(__file__), command] + arguments)
     setup()
-    if command == "run":
-        return python("-m", "tools.run_notebooks", *arguments)
-    if command == "test":
-        return python("-m", "pytest", *arguments)
-    if command == "lab":
-        return python("-m", "jupyterlab", "notebooks", *arguments)
-    if command == "measurements":
-        return python("-m", "tools.measure", *arguments)
+    if command in MODULES:
+        return python("-m", *(MODULES[command] + arguments))
     if command == "lint":
         paths = arguments or ["."]
         return python("-m", "ruff", "check", *paths) | python("-m", "ruff", "format", "--check", *paths)
@@ -431,7 +441,7 @@ def do(command, arguments):
 
 
 def main(arguments):
-    if not arguments or arguments[0] not in ("setup", "run", "test", "lab", "measurements", "lint", "clean"):
+    if not arguments or arguments[0] not in COMMANDS:
         print(__doc__)
         return 0 if arguments in ([], ["help"], ["-h"], ["--help"]) else 2
     try:

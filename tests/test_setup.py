@@ -109,6 +109,22 @@ def test_environment_yml_has_no_versions_of_its_own():
     assert len(versions) == 1 and versions[0] in requires_python()
 
 
+@pytest.mark.slow
+def test_every_pin_exists_for_the_python_of_environment_yml():
+    """What conda, mamba and Binder would ask pip for on Linux; conda itself is not needed to know that it exists."""
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    python = next(entry.split("=")[1] for entry in environment["dependencies"] if str(entry).startswith("python="))
+    linux = {"python_version": python, "sys_platform": "linux", "platform_machine": "x86_64", "os_name": "posix"}
+    wanted = [f"{r.name}{r.specifier}" for r in requirements() if r.marker is None or r.marker.evaluate(linux)]
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--ignore-installed", "--quiet"]
+    command += ["--only-binary", ":all:", "--target", "unused", "--python-version", python]
+    for platform in ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"):
+        command += ["--platform", platform]
+    run = subprocess.run([*command, *wanted], capture_output=True, text=True)
+    missing = [line for line in run.stderr.splitlines() if line.startswith("ERROR")]
+    assert run.returncode == 0, missing
+
+
 def test_pyproject_lists_no_dependencies():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert not {"dependencies", "optional-dependencies", "dynamic"} & set(project)

@@ -144,7 +144,7 @@ def versions(platform: Platform) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def published(folder: Path, *, tag: str | None = None) -> Iterator[tuple[str, dict[str, str]]]:
+def published(folder: Path, *, root: Path = ROOT) -> Iterator[tuple[str, dict[str, str]]]:
     """Serve the last commit as the release that the notebooks name, as GitHub does.
 
     Yields the address that stands for raw.githubusercontent.com, and the environment variables that
@@ -152,8 +152,8 @@ def published(folder: Path, *, tag: str | None = None) -> Iterator[tuple[str, di
     """
     repository, release = address()
     bare = folder / "github" / f"{repository}.git"
-    subprocess.run(["git", "clone", "--quiet", "--bare", str(ROOT), str(bare)], check=True)
-    subprocess.run(["git", "-C", str(bare), "tag", "--force", tag or release, "HEAD"], check=True, capture_output=True)
+    subprocess.run(["git", "clone", "--quiet", "--bare", str(root), str(bare)], check=True)
+    subprocess.run(["git", "-C", str(bare), "tag", "--force", release, "HEAD"], check=True, capture_output=True)
 
     class Raw(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -22,8 +22,9 @@ NAME = "fine-tuning-techniques"
 ATTACHED = Path("/kaggle/input")  # where Kaggle shows attached data, read-only
 # A copy without one of these is not whole: a broken download, or only a part of the repository.
 NEEDED_FILES = ("helpers/__init__.py", "data/helpdesk/train.jsonl", "data/language_model/model.safetensors")
-# The oldest versions that the notebooks were run with (platforms/), and all that they import without asking.
+# All that the notebooks import without asking, in the oldest versions that they were run with (platforms/).
 OLDEST = {
+    "Python": "3.11",
     "torch": "2.10",
     "transformers": "5.0",
     "peft": "0.19",
@@ -190,8 +191,9 @@ def _check_packages(root: Path) -> None:
     wrong = []
     for name, oldest in OLDEST.items():
         try:
-            if _numbers(version(name)) < _numbers(oldest):
-                wrong.append(f"{name} {version(name)} (needed: {oldest} or newer)")
+            here = platform.python_version() if name == "Python" else version(name)
+            if _numbers(here) < _numbers(oldest):
+                wrong.append(f"{name} {here} (needed: {oldest} or newer)")
         except PackageNotFoundError:
             wrong.append(f"{name} (missing)")
     if not wrong:
@@ -238,6 +240,8 @@ def _keep_one_card() -> str:
         said = f"{names} not used: this PyTorch has no kernels for it; on Kaggle choose GPU T4 x2 as accelerator"
     else:
         said = f"one of {len(cards)} cards used" if len(cards) > 1 else ""
+    if said and "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
+        return f"{len(cards)} cards in sight, since PyTorch had started before this cell: restart the session"
     os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the order in which nvidia-smi counts
     os.environ["CUDA_VISIBLE_DEVICES"] = best[0] if best else ""
     os.environ["TUTORIAL_CARD"] = said

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import nbformat
@@ -194,11 +195,15 @@ def test_missing_and_old_packages_are_named_and_nothing_is_installed(monkeypatch
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(start_notebook, "OLDEST", {"transformers": "99.0", "no-such-package": "1", "torch": "2.10"})
+    monkeypatch.setattr(
+        start_notebook, "OLDEST", {"transformers": "99.0", "no-such-package": "1", "torch": "2.10", "Python": "3.99"}
+    )
     monkeypatch.setattr("subprocess.run", lambda *a, **k: pytest.fail("something was started"))
     with pytest.raises(RuntimeError, match=remedy) as caught:
         start_notebook._check_packages(ROOT)
-    assert re.search(r"transformers 5\.\S+ \(needed: 99\.0 or newer\); no-such-package \(missing\)", str(caught.value))
+    assert re.search(
+        r"transformers 5\.\S+ \(needed: 99\.0 or newer\); no-such-package \(missing\); Python 3\.\d+", str(caught.value)
+    )
     assert "torch" not in str(caught.value).replace("PyTorch", "")
 
 
@@ -241,6 +246,15 @@ def test_one_card_at_most(open_alone, tmp_path, rows, chosen, said):
     assert ("card" in seen.shown.replace("No CUDA card", "")) == ("cards" in said)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="the driver is played by a shell script")
+def test_too_late_to_hide_a_card_is_said(open_alone, tmp_path):
+    environment, before = with_cards(tmp_path, "0, Tesla T4, 7.5", "1, Tesla T4, 7.5")
+    before += "\ntorch.cuda.is_initialized = lambda: True"
+    seen = open_alone({**KAGGLE, **environment}, before=before)
+    assert "2 cards in sight" in seen.shown and "restart the session" in seen.shown and seen.cards is None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the driver is played by a shell script")
 def test_a_choice_made_by_the_reader_stays(open_alone, tmp_path):
     environment, before = with_cards(tmp_path, "0, Tesla T4, 7.5", "1, Tesla T4, 7.5")
     assert open_alone({**environment, "CUDA_VISIBLE_DEVICES": "1"}, before=before).cards == "1"
@@ -369,7 +383,10 @@ def test_start_notebook_needs_only_python():
 
 
 def test_oldest_versions_are_those_of_the_platforms():
-    for name, oldest in start_notebook.OLDEST.items():
+    packages = dict(start_notebook.OLDEST)
+    supported = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["requires-python"]
+    assert supported.startswith(f">={packages.pop('Python')},")
+    for name, oldest in packages.items():
         listed = [
             line.split("==")[1]
             for platform in platforms.platforms().values()
@@ -419,7 +436,7 @@ def test_offline_kit_installs_and_runs_without_a_network(tmp_path):
     author = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
     for command in (["init", "-q"], ["add", "-A"], [*author, "commit", "-qm", "one"]):
         subprocess.run(["git", "-C", str(root), *command], check=True)
-    kit = offline_kit.write_kit(tmp_path / "kits", root)
+    kit = offline_kit.write_kit(tmp_path / "kits to carry", root)
     assert kit.name == f"fine-tuning-techniques-{TAG}-{offline_kit.machine()}"
     assert {path.name.split("-")[0] for path in (kit / "wheels").iterdir()} == {"setuptools", "six"}
     command = [*offline_kit.no_network(), "sh", str(kit / "start.sh"), "run", "a b"]

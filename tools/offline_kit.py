@@ -30,12 +30,13 @@ from tools.run_notebooks import ROOT
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
-# The settings of a laptop's own pip (a company's index, say) must not get in the way, so its file is left out.
+# The settings of a laptop's own pip (a company's index, say) must not get in the way, so its file is left out. The
+# wheels are named from the repository, where pip runs: a whole path may hold a space, at which pip would cut it.
 START_SH = """\
 #!/bin/sh
 # Sets up once, without a network, then opens JupyterLab. Or: ./{name} run, ./{name} test
 cd "$(dirname "$0")/repository" || exit 1
-export PIP_NO_INDEX=1 PIP_FIND_LINKS="$(cd ../wheels && pwd)" PIP_CONFIG_FILE=/dev/null HF_HUB_OFFLINE=1
+export PIP_NO_INDEX=1 PIP_FIND_LINKS=../wheels PIP_CONFIG_FILE=/dev/null HF_HUB_OFFLINE=1
 unset PIP_INDEX_URL PIP_EXTRA_INDEX_URL
 for python in python{python} python3 python; do
     if "$python" -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] != "{python}")' 2>/dev/null; then
@@ -51,7 +52,7 @@ START_BAT = """\
 rem Sets up once, without a network, then opens JupyterLab. Or: start.bat run, start.bat test
 cd /d "%~dp0repository" || exit /b 1
 set PIP_NO_INDEX=1
-set PIP_FIND_LINKS=%~dp0wheels
+set PIP_FIND_LINKS=..\\wheels
 set PIP_CONFIG_FILE=nul
 set PIP_INDEX_URL=
 set PIP_EXTRA_INDEX_URL=

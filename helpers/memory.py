@@ -252,6 +252,7 @@ def _build(
         model = AutoModelForCausalLM.from_config(
             config, dtype=compute, attn_implementation="sdpa", trust_remote_code=False
         )
+        model.tie_weights()  # transformers 5.0 forgets it on the meta device, and embeddings would count twice
     if method == "qlora":
         _to_four_bits(model, compute, quantization, double)
         for parameter in model.parameters():

@@ -91,13 +91,11 @@ def install(package: str) -> None:
         raise RuntimeError(f"{package} is not installed in {sys.executable}. {_other_kernel(Path(__file__).parent)}")
     import helpers
 
-    pins = Path(helpers.__file__).parent.parent / "requirements.txt"
-    pinned = re.search(rf"^{package}==[^ #]+", pins.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", pinned[0] if pinned else package]
+    pins = (Path(helpers.__file__).parent.parent / "requirements.txt").read_text(encoding="utf-8")
+    pinned = re.search(rf"^{package}==[^ #]+", pins, flags=re.MULTILINE)[0]
     wheel = next(ATTACHED.rglob(f"{package}-*.whl"), None) if ATTACHED.is_dir() else None
-    if wheel:
-        command += ["--no-index", "--find-links", str(wheel.parent)]
-    run = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check"]
+    run = subprocess.run([*command, str(wheel or pinned)], capture_output=True, text=True)
     if run.returncode:
         last = (run.stderr.strip().splitlines() or ["no message"])[-1]
         raise RuntimeError(

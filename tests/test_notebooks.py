@@ -1,9 +1,12 @@
 """Executes the notebooks strictly and asserts what was learned, not only that they ran."""
 
 import ast
+import contextlib
 import json
+import os
 import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -20,6 +23,16 @@ FIRST = ROOT / "notebooks" / "01_feature_extraction.ipynb"
 SECOND = ROOT / "notebooks" / "02_lora.ipynb"
 THIRD = ROOT / "notebooks" / "03_qlora.ipynb"
 FOURTH = ROOT / "notebooks" / "04_prompt_tuning.ipynb"
+AT_A_TIME = 2  # notebooks
+MARK = "TUTORIAL_TEST"  # environment variable with the folder of a run
+
+
+def processes_of(folder):
+    """The kernel of a run, and what it started."""
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error, OSError):
+            if child.environ().get(MARK) == folder:
+                yield child
 
 
 class Run:
@@ -27,22 +40,26 @@ class Run:
 
     def __init__(self, notebook: Path, folder: Path, **parameters):
         peak, done = [0], threading.Event()
+        # Two notebooks run at a time: each gets half of the cores, and its processes are known by a mark.
+        environment = {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // AT_A_TIME)), MARK: str(folder)}
 
         def watch():
-            while not done.wait(0.2):
+            while not done.wait(0.5):
                 total = 0
-                for child in psutil.Process().children(recursive=True):
-                    try:
-                        total += child.memory_info().rss
-                    except psutil.Error:
-                        continue
+                for process in processes_of(str(folder)):
+                    with contextlib.suppress(psutil.Error):
+                        total += process.memory_info().rss
                 peak[0] = max(peak[0], total)
 
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
         try:
             self.result = run_notebook(
-                notebook, output_dir=folder / "executed", results_dir=folder, parameters=parameters
+                notebook,
+                output_dir=folder / "executed",
+                results_dir=folder,
+                parameters=parameters,
+                environment=environment,
             )
         finally:
             done.set()
@@ -91,16 +108,116 @@ def recorded_percent(notebook, split="test", **fixed):
 
 
 def run_on_own_file(notebook, folder, *, rows, labels, depth, **few):
-    """Run a notebook on a file of real text, within the memory of a laptop."""
+    """Run a notebook, unedited, on a file of real text; `few` keeps `make test` short."""
     write_csv(folder / "own.csv", rows=rows, labels=labels, depth=depth)
-    run = Run(notebook, folder, task=str(folder / "own.csv"), **few)
-    assert run.peak_gib < 6
-    return run
+    return Run(notebook, folder, task=str(folder / "own.csv"), **few)
+
+
+# Every run of a notebook that the tests look at, by the name of its fixture.
+RUNS = {
+    "first": (Run, FIRST, {}),
+    "second": (Run, SECOND, {}),
+    "third": (Run, THIRD, {}),
+    "fourth": (Run, FOURTH, {}),
+    "own_first": (
+        run_on_own_file,
+        FIRST,
+        {
+            "rows": 10_000,
+            "labels": 77,
+            "depth": 3,
+            "fine_tuning_steps": 10,
+            "draws": 1,
+            "max_tokens": 32,
+            "train_examples": 1_540,
+        },
+    ),
+    "own_second": (
+        run_on_own_file,
+        SECOND,
+        {
+            "rows": 5_000,
+            "labels": 6,
+            "depth": 1,
+            "fine_tuning_steps": 20,
+            "sweep_steps": 2,
+            "sweep_ranks": [1],
+            "relatives": ["LoRA"],
+            "relatives_steps": 2,
+            "lora_rates": [2e-3],
+            "full_rates": [2e-4],
+            "reply_steps": 2,
+            "max_tokens": 32,
+            "graded_questions": 8,
+        },
+    ),
+    "own_third": (
+        run_on_own_file,
+        THIRD,
+        {
+            "rows": 1_000,
+            "labels": 6,
+            "depth": 1,
+            "fine_tuning_steps": 20,
+            "reply_steps": 2,
+            "manual_steps": 2,
+            "graded_questions": 8,
+            "max_tokens": 32,
+        },
+    ),
+    "own_fourth": (
+        run_on_own_file,
+        FOURTH,
+        {
+            "rows": 1_000,
+            "labels": 6,
+            "depth": 1,
+            "prompt_steps": 20,
+            "sweep_steps": 2,
+            "topic_steps": 2,
+            "reply_steps": 2,
+            "relatives_steps": 2,
+            "asked_in_words": 2,
+            "graded_questions": 2,
+            "max_tokens": 32,
+        },
+    ),
+}
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory):
-    return Run(FIRST, tmp_path_factory.mktemp("first"))
+def started(request, tmp_path_factory):
+    """Start a run, or get the one that was started. What the chosen tests need is started at once, two at a time:
+    one notebook alone leaves half of two cores idle most of the time."""
+    folders, futures = {}, {}
+
+    def run_of(name):
+        if name not in futures:
+            run, notebook, options = RUNS[name]
+            folders[name] = tmp_path_factory.mktemp(name)
+            futures[name] = pool.submit(run, notebook, folders[name], **options)
+        return futures[name]
+
+    chosen = {name for item in request.session.items for name in item.fixturenames}
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        for name in RUNS:
+            if name in chosen:
+                run_of(name)
+        yield run_of
+        for future in futures.values():  # some are left when the session was interrupted
+            future.cancel()
+        for name in futures:
+            for process in processes_of(str(folders[name])):
+                process.kill()
+
+
+def executed(name):
+    """A fixture: the run of this name, when it has ended."""
+    return pytest.fixture(scope="module", name=name)(lambda started: started(name).result())
+
+
+first, second, third, fourth = map(executed, ("first", "second", "third", "fourth"))
+own_first, own_second, own_third, own_fourth = map(executed, ("own_first", "own_second", "own_third", "own_fourth"))
 
 
 def test_baselines_are_where_they_must_be(first):
@@ -177,21 +294,14 @@ def test_no_cell_warned(notebook, request):
 
 
 @pytest.mark.slow
-def test_your_own_file_works_unedited(tmp_path):
-    """Real text with many labels; shorter texts, fewer steps, draws and examples than by default save time."""
-    few = {"fine_tuning_steps": 10, "draws": 1, "max_tokens": 32, "train_examples": 1_540}
-    run = run_on_own_file(FIRST, tmp_path, rows=10_000, labels=77, depth=3, **few)
-    assert {record["task"] for record in run.records} == {"own"}
-    assert {record["split"] for record in run.records} == {"test"}
-    assert run.value("feature_extraction", "joined") > run.value("majority") + 0.2
+def test_your_own_file_works_unedited(own_first):
+    assert own_first.peak_gib < 6
+    assert {record["task"] for record in own_first.records} == {"own"}
+    assert {record["split"] for record in own_first.records} == {"test"}
+    assert own_first.value("feature_extraction", "joined") > own_first.value("majority") + 0.2
 
 
 # ---------------------------------------------------------------- LoRA
-
-
-@pytest.fixture(scope="module")
-def second(tmp_path_factory):
-    return Run(SECOND, tmp_path_factory.mktemp("second"))
 
 
 def numbers(text, pattern):
@@ -327,22 +437,14 @@ def test_the_exercise_finds_both_bugs(second):
 
 
 @pytest.mark.slow
-def test_lora_on_your_own_file_works_unedited(tmp_path):
-    """Fewer steps and shorter texts than by default keep `make test` short."""
-    few = {"fine_tuning_steps": 20, "sweep_steps": 2, "sweep_ranks": [1], "relatives": ["LoRA"], "relatives_steps": 2}
-    few |= {"lora_rates": [2e-3], "full_rates": [2e-4], "reply_steps": 2, "max_tokens": 32, "graded_questions": 8}
-    run = run_on_own_file(SECOND, tmp_path, rows=5_000, labels=6, depth=1, **few)
-    on_test = [r for r in run.records if r["split"] == "test" and r["metric"] == "accuracy"]
+def test_lora_on_your_own_file_works_unedited(own_second):
+    assert own_second.peak_gib < 6
+    on_test = [r for r in own_second.records if r["split"] == "test" and r["metric"] == "accuracy"]
     assert {record["task"] for record in on_test} == {"own"}
-    assert run.value("lora", "r=8, all linear, 20") > 1 / 6 + 0.2
+    assert own_second.value("lora", "r=8, all linear, 20") > 1 / 6 + 0.2
 
 
 # ---------------------------------------------------------------- QLoRA
-
-
-@pytest.fixture(scope="module")
-def third(tmp_path_factory):
-    return Run(THIRD, tmp_path_factory.mktemp("third"))
 
 
 def row(run, cell, name):
@@ -460,21 +562,14 @@ def test_the_bill_is_shown_to_be_true(third):
 
 
 @pytest.mark.slow
-def test_qlora_on_your_own_file_works_unedited(tmp_path):
-    """Fewer steps, questions and tokens than by default keep `make test` short."""
-    few = {"fine_tuning_steps": 20, "reply_steps": 2, "manual_steps": 2, "graded_questions": 8, "max_tokens": 32}
-    run = run_on_own_file(THIRD, tmp_path, rows=1_000, labels=6, depth=1, **few)
-    on_test = [r for r in run.records if r["split"] == "test" and r["metric"] == "accuracy"]
+def test_qlora_on_your_own_file_works_unedited(own_third):
+    assert own_third.peak_gib < 6
+    on_test = [r for r in own_third.records if r["split"] == "test" and r["metric"] == "accuracy"]
     assert {record["task"] for record in on_test} == {"own"}
-    assert run.value("qlora", "20 steps") > 1 / 6 + 0.2
+    assert own_third.value("qlora", "20 steps") > 1 / 6 + 0.2
 
 
 # ---------------------------------------------------------------- prompt tuning
-
-
-@pytest.fixture(scope="module")
-def fourth(tmp_path_factory):
-    return Run(FOURTH, tmp_path_factory.mktemp("fourth"))
 
 
 def test_hard_prompts_hang_on_the_order_of_the_examples(fourth):
@@ -580,11 +675,8 @@ def test_the_scoreboard_is_complete(first, second, third, fourth, tmp_path):
 
 
 @pytest.mark.slow
-def test_prompt_tuning_on_your_own_file_works_unedited(tmp_path):
-    """Fewer steps, questions and tokens than by default keep `make test` short."""
-    few = {"prompt_steps": 20, "sweep_steps": 2, "topic_steps": 2, "reply_steps": 2, "relatives_steps": 2}
-    few |= {"asked_in_words": 2, "graded_questions": 2, "max_tokens": 32}
-    run = run_on_own_file(FOURTH, tmp_path, rows=1_000, labels=6, depth=1, **few)
-    on_test = [r for r in run.records if r["split"] == "test" and r["backbone"] != "data/language_model"]
+def test_prompt_tuning_on_your_own_file_works_unedited(own_fourth):
+    assert own_fourth.peak_gib < 6
+    on_test = [r for r in own_fourth.records if r["split"] == "test" and r["backbone"] != "data/language_model"]
     assert {record["task"] for record in on_test} == {"own"}
-    assert run.value("prompt_tuning", "under the probe") > 1 / 6 + 0.2
+    assert own_fourth.value("prompt_tuning", "under the probe") > 1 / 6 + 0.2

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -206,9 +207,11 @@ def started(request, tmp_path_factory):
         yield run_of
         for future in futures.values():  # some are left when the session was interrupted
             future.cancel()
-        for name in futures:
-            for process in processes_of(str(folders[name])):
-                process.kill()
+        while any(future.running() for future in futures.values()):
+            for folder in folders.values():
+                for process in processes_of(str(folder)):
+                    process.kill()
+            time.sleep(0.5)
 
 
 def executed(name):

@@ -419,6 +419,23 @@ def test_readme_shows_the_results_of_the_last_run():
         assert max(learned) - min(learned) < 0.04, (notebook.stem, learned)
 
 
+def test_table_shows_what_failed_and_what_was_not_run():
+    installed = dict.fromkeys(platforms.SHOWN, "1.0+cpu") | {"python": "3.12.1"}
+    about = {"platform": "a", "versions": installed, "date": "2026-01-02", "hardware": "a machine"}
+    rows = [
+        {**about, "notebook": "01_x", "seconds": 61, "accuracy": 0.5},
+        {**about, "notebook": "02_y", "failed": "broken"},
+        {**about, "platform": "b", "notebook": "01_x", "seconds": 5, "accuracy": 0.25},
+    ]
+    lines = platforms.table(rows).splitlines()
+    assert lines[2] == f"| a, Python 3.12.1 | {' | '.join(['1.0'] * len(platforms.SHOWN))} | 61 s, 50.0 | failed |"
+    assert lines[3].endswith("| 5 s, 25.0 | not run |") and "2026-01-02 on a machine" in lines[-1]
+
+
+def test_a_python_that_is_not_here_is_replaced_by_the_running_one():
+    assert platforms.find_python("3.99") == sys.executable
+
+
 # ---------------------------------------------------------------- the offline kit
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
-HERE = r"\[!\[Open (?:this notebook )?in .*"  # a line of badges
+BADGE_LINE = r"\[!\[Open (?:this notebook )?in .*"  # a line of badges
 
 # Fetches no more than it must: on Colab a notebook is opened alone, on Kaggle perhaps without a network.
 FIRST_CELL = """
@@ -76,7 +76,7 @@ def linked(path: Path, repository: str, tag: str) -> str:
     """The text that the file should have."""
     if path.suffix == ".ipynb":
         notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
-        title = re.sub(rf"^{HERE}\n\n", "", notebook.cells[0].source, flags=re.MULTILINE)
+        title = re.sub(rf"^{BADGE_LINE}\n\n", "", notebook.cells[0].source, flags=re.MULTILINE)
         heading, rest = title.split("\n\n", 1)
         notebook.cells[0].source = f"{heading}\n\n{badges(path.name, repository, tag)}\n\n{rest}"
         setup = next(cell for cell in notebook.cells if cell.id == "setup")

@@ -4,20 +4,26 @@ import ast
 import csv
 import random
 import sysconfig
+import threading
 import warnings
 from collections import defaultdict
+from functools import lru_cache
 from pathlib import Path
 
 SITE_PACKAGES = Path(sysconfig.get_paths()["purelib"])
 PACKAGES = ("torch", "transformers", "sklearn", "scipy", "pandas", "matplotlib")
 
 
-def collect(depth: int) -> dict[str, list[str]]:
-    """First paragraphs of 5 to 60 words of all docstrings, by the first `depth` parts of their module's name."""
-    found: dict[str, dict[str, None]] = defaultdict(dict)
+_parsing = threading.Lock()  # notebooks are tested side by side, and one parse is enough for all
+
+
+@lru_cache
+def _paragraphs() -> list[tuple[tuple[str, ...], str]]:
+    """First paragraphs of 5 to 60 words of all docstrings, each with the parts of its module's name."""
+    found = []
     for package in PACKAGES:
         for path in sorted((SITE_PACKAGES / package).rglob("*.py")):
-            label = ".".join(path.relative_to(SITE_PACKAGES).with_suffix("").parts[:depth])
+            parts = path.relative_to(SITE_PACKAGES).with_suffix("").parts
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 try:
@@ -28,7 +34,17 @@ def collect(depth: int) -> dict[str, list[str]]:
                 if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
                     text = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
                     if 5 <= len(text.split()) <= 60:
-                        found[label][text] = None
+                        found.append((parts, text))
+    return found
+
+
+def collect(depth: int) -> dict[str, list[str]]:
+    """Each paragraph once, by the first `depth` parts of its module's name."""
+    found: dict[str, dict[str, None]] = defaultdict(dict)
+    with _parsing:
+        paragraphs = _paragraphs()
+    for parts, text in paragraphs:
+        found[".".join(parts[:depth])][text] = None
     return {label: list(texts) for label, texts in found.items()}
 
 

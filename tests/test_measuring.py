@@ -94,24 +94,31 @@ def test_measure_sees_seconds_and_a_peak_that_is_gone_again():
 # ---------------------------------------------------------------- device and precision
 
 
-def test_a_card_without_kernels_is_not_chosen(monkeypatch, capsys):
+def test_a_card_without_kernels_is_not_chosen(monkeypatch):
     fake_cuda(monkeypatch, (6, 0), ["sm_70", "sm_75", "sm_80", "sm_86", "sm_90"])
     machine = helpers.choose_machine()
     assert machine.device == "cpu"
-    assert "a card (sm_60) has no kernels in this PyTorch" in capsys.readouterr().out
+    assert "a card (sm_60) has no kernels in this PyTorch" in str(machine)
     with pytest.raises(helpers.DeviceError, match=r"sm_60.*Use device='cpu'"):
         helpers.choose_machine(device="cuda")
 
 
-def test_bfloat16_only_from_capability_8(monkeypatch, capsys):
+def test_bfloat16_only_from_capability_8(monkeypatch):
     fake_cuda(monkeypatch, (7, 5), ["sm_75", "sm_90"])
     machine = helpers.choose_machine()
     assert (machine.device, machine.precision) == ("cuda", torch.float32)
-    assert capsys.readouterr().out.count("\n") == 1
+    assert str(machine).startswith("cuda, float32 (") and "\n" not in str(machine)
     with pytest.raises(helpers.DeviceError, match=r"capability 7\.5.*float16"):
         helpers.choose_machine(precision="bfloat16")
     fake_cuda(monkeypatch, (8, 6), ["sm_80"])  # runs kernels built for 8.0
     assert helpers.choose_machine().precision == torch.bfloat16
+
+
+def test_kernels_of_two_digit_generations(monkeypatch):
+    monkeypatch.setattr("torch.cuda.get_arch_list", lambda: ["sm_90a", "sm_100", "sm_120", "compute_120"])
+    fits = [(9, 0), (10, 0), (10, 3), (12, 0)]
+    assert [helpers.machine.has_kernels(*card) for card in fits] == [True] * 4
+    assert not any(helpers.machine.has_kernels(*card) for card in [(1, 0), (8, 9), (11, 0)])
 
 
 def test_unknown_names_are_refused():

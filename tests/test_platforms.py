@@ -15,6 +15,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from test_setup import small_repository
 
 import start_notebook
 from helpers.hub import find_model, source_of
@@ -34,6 +35,13 @@ def first_cell(notebook=NOTEBOOKS[0]):
     return next(cell.source for cell in cells if cell.cell_type == "code")
 
 
+def commit_all(folder):
+    """Make a folder a git repository with one commit of all that is in it."""
+    author = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    for command in (["init", "-q"], ["add", "-A"], [*author, "commit", "-qm", "release"]):
+        subprocess.run(["git", "-C", str(folder), *command], check=True)
+
+
 @pytest.fixture(scope="module")
 def github(tmp_path_factory):
     """GitHub, played by a bare repository that holds the working tree as the release."""
@@ -42,9 +50,7 @@ def github(tmp_path_factory):
     shutil.copytree(
         ROOT, copy, ignore=shutil.ignore_patterns(".*", "results", "__pycache__", "offline-kit", "*.egg-info")
     )
-    author = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
-    for command in (["init", "-q"], ["add", "-A"], [*author, "commit", "-qm", "release"]):
-        subprocess.run(["git", "-C", str(copy), *command], check=True)
+    commit_all(copy)
     with platforms.published(folder / "served", root=copy) as served:
         yield served
 
@@ -442,19 +448,10 @@ def test_a_python_that_is_not_here_is_replaced_by_the_running_one():
 @pytest.mark.skipif(os.name == "nt", reason="starts the kit's shell script")
 def test_offline_kit_installs_and_runs_without_a_network(tmp_path):
     """The real kit with a small list of packages: all packages take minutes (`make offline-kit ARGS=--check`)."""
-    root = tmp_path / "repository"
-    for name in ("tools/project.py", "pyproject.toml"):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, root / name)
-    listed = {re.split("[=<>]", line)[0]: line for line in (ROOT / "requirements.txt").read_text().splitlines()}
-    (root / "requirements.txt").write_text(f"{platforms.pin('setuptools')}\n{platforms.pin('six')}\n")
-    assert "six" in listed
-    (root / "helpers").mkdir()
-    (root / "helpers" / "__init__.py").touch()
+    packages = (platforms.pin("setuptools"), platforms.pin("six"))
+    root = small_repository(tmp_path / "repository", requirement="\n".join(packages))
     (root / "tools" / "run_notebooks.py").write_text("import six, sys\nprint('ran', sys.argv[1:])\n")
-    author = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
-    for command in (["init", "-q"], ["add", "-A"], [*author, "commit", "-qm", "one"]):
-        subprocess.run(["git", "-C", str(root), *command], check=True)
+    commit_all(root)
     kit = offline_kit.write_kit(tmp_path / "kits to carry", root)
     assert kit.name == f"fine-tuning-techniques-{TAG}-{offline_kit.machine()}"
     assert {path.name.split("-")[0] for path in (kit / "wheels").iterdir()} == {"setuptools", "six"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
+from logging import LogRecord
 from pathlib import Path
 
 import torch
@@ -262,7 +263,7 @@ def _load(
                 model = kind.from_config(config, dtype=dtype, trust_remote_code=False)
             source = f"random weights, seed {seed}"
         else:
-            with _no_progress_bar():
+            with _quietly():
                 model, report = kind.from_pretrained(
                     folder,
                     config=config,
@@ -322,15 +323,26 @@ def _pad_with_own_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 
 
 @contextlib.contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """A bar for a second of loading is noise in a notebook, and its widget state stops GitHub from rendering it."""
+def _quietly() -> Iterator[None]:
+    """Load without a bar and without a report of tensors, noise in a notebook at each of a dozen loads.
+
+    A bar's widget state stops GitHub from rendering the notebook. The report of transformers 5.0 names
+    tensors that no model needs (position ids of old checkpoints); missing ones are refused by `_load`.
+    """
     shown = logging.is_progress_bar_enabled()
+    logger = logging.get_logger("transformers.modeling_utils")
     logging.disable_progress_bar()
+    logger.addFilter(_no_report)
     try:
         yield
     finally:
+        logger.removeFilter(_no_report)
         if shown:
             logging.enable_progress_bar()
+
+
+def _no_report(entry: LogRecord) -> bool:
+    return "LOAD REPORT" not in entry.getMessage()
 
 
 def load_tokenizer(name: str = ENCODER) -> PreTrainedTokenizerBase:

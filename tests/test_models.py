@@ -1,12 +1,14 @@
 """Finding and loading models: the order of places, damaged files refused by name, any architecture."""
 
 import json
+import logging
 import shutil
 import time
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, LlamaConfig, LlamaModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, BertConfig, BertModel, GPT2Config, GPT2Model, LlamaConfig, LlamaModel
 
 from helpers import (
     ModelError,
@@ -41,6 +43,18 @@ def tiny(tmp_path):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(find_model(ENCODER)[0] / name, folder)
     return folder
+
+
+def test_tensors_that_no_model_needs_are_not_reported_at_each_load(tiny, monkeypatch):
+    """transformers 5.0, which Kaggle has, reports the position ids of the default encoder; newer ones know them."""
+    path = tiny / "model.safetensors"
+    save_file({**load_file(path), "surplus.weight": torch.zeros(2)}, path, metadata={"format": "pt"})
+    logger, said = logging.getLogger("transformers.modeling_utils"), []
+    monkeypatch.setattr(logger, "handle", lambda entry: said.append(entry) if logger.filter(entry) else None)
+    load_encoder(str(tiny))
+    assert not said and not logger.filters
+    AutoModel.from_pretrained(tiny)
+    assert "surplus" in said[0].getMessage(), "without it there is something to hide"
 
 
 def test_the_default_encoder_is_the_published_one_and_needs_no_network(monkeypatch, capsys):

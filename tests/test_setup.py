@@ -24,7 +24,18 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 IN_VENV = Path(sys.prefix).resolve() == (ROOT / ".venv").resolve()
-SKIPPED = {".git", ".venv", "results", "__pycache__", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints", "build"}
+SKIPPED = {
+    ".git",
+    ".venv",
+    ".venv-platforms",
+    "offline-kit",
+    "results",
+    "__pycache__",
+    ".pytest_cache",
+    ".ruff_cache",
+    ".ipynb_checkpoints",
+    "build",
+}
 CUDA = re.compile(r"(nvidia|cuda|triton)\b")
 
 # Modules whose name is not the name of the package that carries them.

@@ -1,40 +1,40 @@
-"""What the notebooks share: loading, measuring, recording, plotting. No technique is hidden in here.
+"""What the notebooks share: loading, training as shown, measuring, recording, plotting. No technique is hidden in here.
 
-The names are imported when they are first used: `import helpers` alone loads neither torch nor
-transformers, touches no GPU and no network, and changes no global style.
+The import settles what must be settled before torch (see `environment`); it touches no GPU and no network.
 """
 
-from importlib import import_module
-from typing import Any
+from . import environment
 
-_HOME = {
-    "adapters": "check_lora check_prompt load_adapter save_adapter",
-    "errors": "AdapterError DataError DeviceError ModelError OfflineError ParameterError TutorialError",
-    "machine": "Machine choose_machine",
-    "measuring": "Cost ParameterCount count_parameters fingerprint measure quantization_constants training_memory",
-    "memory": "MemoryBill memory_bill require_fit",
-    "models": "Classifier language_model_config load_classifier load_encoder load_language_model load_tokenizer "
+environment.prepare()
+
+from . import errors, plots  # noqa: E402  (torch must come after `prepare`)
+from .adapters import load_adapter, save_adapter  # noqa: E402
+from .exercises import check  # noqa: E402
+from .machine import choose_machine  # noqa: E402
+from .measuring import count_parameters, fingerprint, training_memory  # noqa: E402
+from .memory import memory_bill  # noqa: E402
+from .models import load_classifier, load_encoder, load_language_model, transformer_blocks  # noqa: E402
+from .scoreboard import Scoreboard  # noqa: E402
+from .tasks import load_task  # noqa: E402
+from .training import fit, predict  # noqa: E402
+
+__all__ = [
+    "Scoreboard",
+    "check",
+    "choose_machine",
+    "count_parameters",
+    "errors",
+    "fingerprint",
+    "fit",
+    "load_adapter",
+    "load_classifier",
+    "load_encoder",
+    "load_language_model",
+    "load_task",
+    "memory_bill",
+    "plots",
+    "predict",
+    "save_adapter",
+    "training_memory",
     "transformer_blocks",
-    "plots": "plot_bills plot_confusion plot_learning_curves plot_levels plot_lines plot_map plot_parts "
-    "plot_scoreboard plot_scores",
-    "quantization": "check_quantization quantized_layers",
-    "records": "Record read_records record scoreboard write_records",
-    "replies": "Pair grade_replies load_pairs",
-    "tasks": "Task load_task",
-    "training": "LossWatch group_by_length",
-}
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
-
-__all__ = sorted(_MODULE_OF)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return import_module(f".{name}", __name__)
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'helpers' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+]

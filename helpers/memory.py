@@ -9,15 +9,19 @@ for what is really stored. `tests/test_memory.py` holds every part against real 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import json
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen3Config
 
 from .errors import DeviceError, ModelError, ParameterError
@@ -34,30 +38,21 @@ SMALLEST_8BIT = 4096  # bitsandbytes: smaller tensors keep 32-bit state
 CODE_TABLE = 4 * 256  # bytes of an 8-bit code table; a 4-bit one has 16 entries
 
 
-def _llama(width: int, inner: int, blocks: int, heads: int, kv_heads: int | None = None, **more: int) -> LlamaConfig:
-    shape = {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": blocks}
-    shape |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads or heads, "vocab_size": 32000}
-    return LlamaConfig(**(shape | {"max_position_embeddings": 4096} | more))
+def _shape(kind: type, width: int, inner: int, blocks: int, heads: int, kv_heads: int, **more: int) -> PreTrainedConfig:
+    shape = {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": blocks, "vocab_size": 32000}
+    shape |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "max_position_embeddings": 4096}
+    return kind(**(shape | more))
 
 
+_QWEN3 = {"vocab_size": 151936, "head_dim": 128, "tie_word_embeddings": True, "max_position_embeddings": 32768}
 # Published shapes, from the papers and the config.json of each model.
-MODELS: dict[str, Callable[[], PreTrainedConfig]] = {
-    "Llama-2-7B": lambda: _llama(4096, 11008, 32, 32),
-    "Llama-2-13B": lambda: _llama(5120, 13824, 40, 40),
-    "Llama-2-70B": lambda: _llama(8192, 28672, 80, 64, 8),
-    "LLaMA-65B": lambda: _llama(8192, 22016, 80, 64, max_position_embeddings=2048),
-    "Mistral-7B": lambda: _llama(4096, 14336, 32, 32, 8, max_position_embeddings=32768),
-    "Qwen3-0.6B": lambda: Qwen3Config(
-        vocab_size=151936,
-        hidden_size=1024,
-        intermediate_size=3072,
-        num_hidden_layers=28,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=128,
-        tie_word_embeddings=True,
-        max_position_embeddings=32768,
-    ),
+MODELS = {
+    "Llama-2-7B": _shape(LlamaConfig, 4096, 11008, 32, 32, 32),
+    "Llama-2-13B": _shape(LlamaConfig, 5120, 13824, 40, 40, 40),
+    "Llama-2-70B": _shape(LlamaConfig, 8192, 28672, 80, 64, 8),
+    "LLaMA-65B": _shape(LlamaConfig, 8192, 22016, 80, 64, 64, max_position_embeddings=2048),
+    "Mistral-7B": _shape(LlamaConfig, 4096, 14336, 32, 32, 8, max_position_embeddings=32768),
+    "Qwen3-0.6B": _shape(Qwen3Config, 1024, 3072, 28, 16, 8, **_QWEN3),
 }
 
 # Memory that a process can use, in GiB: less than the number on the box. To be confirmed on each card.
@@ -100,15 +95,8 @@ class MemoryBill:
 
     def parts(self) -> dict[str, int]:
         """Bytes by part, in the order in which a training run allocates them."""
-        return {
-            "weights": self.weights,
-            "constants": self.constants,
-            "adapters": self.adapters,
-            "gradients": self.gradients,
-            "optimiser state": self.optimizer_state,
-            "activations": self.activations,
-            "logits": self.logits,
-        }
+        names = "weights", "constants", "adapters", "gradients", "optimizer_state", "activations", "logits"
+        return {name.replace("optimizer_", "optimiser "): getattr(self, name) for name in names}
 
     def needs(self) -> int:
         """Bytes that must be on the card: all, less a paged optimiser state, which may move to the CPU's memory."""
@@ -176,25 +164,23 @@ def memory_bill(
     if positions and length > positions:
         raise ParameterError(f"length={length}: this model has {positions} positions. Use shorter texts.")
     compute = PRECISIONS[precision]
-    model = _build(config, method, compute, quantization, double_quantization, rank, targets)
+    chosen = targets if isinstance(targets, str) else tuple(targets)
+    four_bits = {"quant_type": quantization, "compress_statistics": double_quantization}
+    model = _build(type(config), config.to_json_string(), method, compute, rank, chosen, **four_bits)
     packed, constants = _quantized_bytes(model, double_quantization)
     trained = [p for p in model.parameters() if p.requires_grad]
     trained_bytes = sum(p.nbytes for p in trained)
     frozen_bytes = sum(p.nbytes for p in model.parameters() if not p.requires_grad and not _is_packed(p))
     adapters = 0 if method == "full" else trained_bytes
     count = count_parameters(model)
-    inside, outside, inputs, logits = _kept(model, config, batch, length, compute)
-    if gradient_checkpointing:
-        activations = outside + sum(inputs) + max(max(a - b, 0) for a, b in zip(inside, inputs))
-    else:
-        activations = outside + sum(inside)
+    plain, checkpointed, logits = _kept(model, batch, length, compute)
     return MemoryBill(
         weights=packed + frozen_bytes + trained_bytes - adapters,
         constants=constants,
         adapters=adapters,
         gradients=trained_bytes,
         optimizer_state=_optimizer_bytes(trained, optimizer),
-        activations=activations,
+        activations=checkpointed if gradient_checkpointing else plain,
         logits=logits,
         paged=optimizer.startswith("paged"),
         trainable_parameters=count.trainable,
@@ -213,9 +199,7 @@ def require_fit(bill: MemoryBill, card_gib: float, *, reserve_gib: float = RESER
         "use method='qlora'": 0 if bill.constants else bill.weights + bill.gradients + bill.optimizer_state,
         "choose a smaller model": bill.weights if bill.constants else 0,
     }
-    remedies = [
-        remedy for remedy, freed in sorted(saving.items(), key=lambda item: -item[1]) if freed > 0.1 * over * GIB
-    ]
+    remedies = [what for what, freed in sorted(saving.items(), key=lambda item: -item[1]) if freed > 0.1 * over * GIB]
     raise DeviceError(
         f"this needs {bill.needs() / GIB:.1f} GiB and a reserve of {reserve_gib:.1f}, the card has {card_gib:.1f}: "
         f"{over:.1f} GiB too much. First {'; then '.join(remedies)}."
@@ -225,7 +209,7 @@ def require_fit(bill: MemoryBill, card_gib: float, *, reserve_gib: float = RESER
 def _configuration(config: PreTrainedConfig | str | Path) -> PreTrainedConfig:
     source = str(config) if isinstance(config, str | Path) else type(config).__name__
     if isinstance(config, str) and config in MODELS:
-        config = MODELS[config]()
+        config = MODELS[config]
     elif isinstance(config, str | Path):
         if not (Path(config) / "config.json").is_file():
             raise ModelError(f"{config}: no config.json there, and no name in MODELS ({', '.join(MODELS)}).")
@@ -238,23 +222,18 @@ def _is_packed(parameter: nn.Parameter) -> bool:
     return hasattr(parameter, "quant_type")
 
 
+@lru_cache(maxsize=8)
 def _build(
-    config: PreTrainedConfig,
-    method: str,
-    compute: torch.dtype,
-    quantization: str,
-    double: bool,
-    rank: int,
-    targets: str | Sequence[str],
+    kind: type, config: str, method: str, compute: torch.dtype, rank: int, targets: str | tuple, **four_bits: Any
 ) -> nn.Module:
-    """The model on the meta device, ready to train."""
+    """The model on the meta device, ready to train. Kept, for it takes seconds (and 34 MB for 65 billion weights)."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
-            config, dtype=compute, attn_implementation="sdpa", trust_remote_code=False
+            kind.from_dict(json.loads(config)), dtype=compute, attn_implementation="sdpa", trust_remote_code=False
         )
         model.tie_weights()  # transformers 5.0 forgets it on the meta device, and embeddings would count twice
     if method == "qlora":
-        _to_four_bits(model, compute, quantization, double)
+        _to_four_bits(model, compute_dtype=compute, **four_bits)
         for parameter in model.parameters():
             if not _is_packed(parameter):
                 parameter.data = parameter.data.float()
@@ -272,7 +251,7 @@ def _build(
     return model.train()
 
 
-def _to_four_bits(model: nn.Module, compute: torch.dtype, quantization: str, double: bool) -> None:
+def _to_four_bits(model: nn.Module, **options: Any) -> None:
     """Put bitsandbytes' 4-bit layers in place of the linear layers within the blocks, still on the meta device."""
     from bitsandbytes.nn import Linear4bit
 
@@ -285,10 +264,9 @@ def _to_four_bits(model: nn.Module, compute: torch.dtype, quantization: str, dou
     model.is_loaded_in_4bit = True  # what PEFT looks at
     for block in transformer_blocks(model):
         for name, old in [(n, m) for n, m in block.named_modules() if type(m) is nn.Linear]:
-            options = {"bias": old.bias is not None, "compute_dtype": compute, "device": "meta"}
-            options |= {"compress_statistics": double, "quant_type": quantization}
             parent, _, last = name.rpartition(".")
-            setattr(block.get_submodule(parent), last, Meta4bit(old.in_features, old.out_features, **options))
+            new = Meta4bit(old.in_features, old.out_features, bias=old.bias is not None, device="meta", **options)
+            setattr(block.get_submodule(parent), last, new)
 
 
 class _Multiply(torch.autograd.Function):
@@ -326,83 +304,57 @@ def _optimizer_bytes(trained: list[nn.Parameter], optimizer: str) -> int:
     return state + (2 * CODE_TABLE if eight else 0)
 
 
-@contextmanager
-def _fake(model: nn.Module) -> Iterator[None]:
-    """Give every meta parameter and buffer, for a while, a fake twin on the CPU: on meta, autocast does nothing."""
-    mode = FakeTensorMode()
-    convert = mode.fake_tensor_converter.from_meta_and_device
-    twins: dict[int, torch.Tensor] = {}
-    original = [(m, dict(m._parameters), dict(m._buffers)) for m in model.modules()]
-    for module, parameters, buffers in original:
-        for name, p in parameters.items():
-            if p is None or _is_packed(p):
-                continue
-            if id(p) not in twins:  # tied weights stay tied
-                twins[id(p)] = nn.Parameter(convert(mode, p.detach(), torch.device("cpu")), p.requires_grad)
-            module._parameters[name] = twins[id(p)]
-        for name, b in buffers.items():
-            if b is not None:
-                module._buffers[name] = convert(mode, b, torch.device("cpu"))
-    try:
-        with mode:
-            yield
-    finally:
-        for module, parameters, buffers in original:
-            module._parameters.update(parameters)
-            module._buffers.update(buffers)
+@lru_cache(maxsize=32)
+def _kept(model: nn.Module, batch: int, length: int, compute: torch.dtype) -> tuple[int, int, int]:
+    """Bytes that autograd keeps: without checkpointing, with it, and for the logits.
 
-
-def _kept(
-    model: nn.Module, config: PreTrainedConfig, batch: int, length: int, compute: torch.dtype
-) -> tuple[list[int], int, list[int], int]:
-    """Bytes that autograd keeps: within each block, outside of them, each block's input, and for the logits."""
-    blocks = list(transformer_blocks(model))
-    inside, inputs = [0] * len(blocks), [0] * len(blocks)
-    where: list[int | None] = [None]
-    outside = logits = 0
-    tokens = batch * length
+    With gradient checkpointing that is the input of each block, and the inside of the largest one.
+    """
+    size = batch * length * model.config.vocab_size
+    kept: dict[nn.Module | str | None, int] = defaultdict(int)  # by block; None: outside of them
+    inputs: dict[nn.Module, int] = {}
+    place: list[nn.Module | None] = [None]
     seen: dict[int, torch.UntypedStorage] = {}  # the storages are held, or a freed one's number would come again
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        nonlocal outside, logits
         storage = tensor.untyped_storage()
-        if storage._cdata in seen:
-            return tensor
-        seen[storage._cdata] = storage
-        if where[0] is not None:
-            inside[where[0]] += storage.nbytes()
-        elif tensor.dim() and tensor.shape[-1] == config.vocab_size and tensor.numel() == tokens * config.vocab_size:
-            logits += storage.nbytes()
-        else:
-            outside += storage.nbytes()
+        if storage._cdata not in seen:
+            seen[storage._cdata] = storage
+            logits = place[0] is None and tensor.numel() == size and tensor.shape[-1] == model.config.vocab_size
+            kept["logits" if logits else place[0]] += storage.nbytes()
         return tensor
 
-    def enter(number: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            hidden = args[0] if args else kwargs["hidden_states"]
-            where[0], inputs[number] = number, hidden.numel() * hidden.element_size()
-
-        return hook
+    def enter(block: nn.Module, args: tuple, kwargs: dict) -> None:
+        place[0], inputs[block] = block, (args[0] if args else kwargs["hidden_states"]).nbytes
 
     def leave(*_: object) -> None:
-        where[0] = None
+        place[0] = None
 
-    handles = [b.register_forward_pre_hook(enter(i), with_kwargs=True) for i, b in enumerate(blocks)]
-    handles += [b.register_forward_hook(leave) for b in blocks]
+    blocks = list(transformer_blocks(model))
+    handles = [block.register_forward_pre_hook(enter, with_kwargs=True) for block in blocks]
+    handles += [block.register_forward_hook(leave) for block in blocks]
+    # On the meta device autocast does nothing, so every parameter and buffer gets a fake twin on the CPU for this pass.
+    fake, cpu = FakeTensorMode(), torch.device("cpu")
+    twins: dict[str, torch.Tensor] = {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if not _is_packed(tensor):
+            twin = fake.fake_tensor_converter.from_meta_and_device(fake, tensor.detach(), cpu)
+            twins[name] = nn.Parameter(twin, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin
     try:
-        with _fake(model):
-            for p in model.parameters():
-                if not _is_packed(p):
-                    seen[p.untyped_storage()._cdata] = p.untyped_storage()
+        with (
+            fake,
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast("cpu", dtype=compute, enabled=compute != torch.float32),
+        ):
             ids = torch.zeros(batch, length, dtype=torch.long)
             mask = torch.ones_like(ids)
-            seen |= {t.untyped_storage()._cdata: t.untyped_storage() for t in (ids, mask)}
-            with (
-                torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-                torch.autocast("cpu", dtype=compute, enabled=compute != torch.float32),
-            ):
-                model(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False)
+            parameters = [twin for twin in twins.values() if isinstance(twin, nn.Parameter)]
+            seen |= {t.untyped_storage()._cdata: t.untyped_storage() for t in (ids, mask, *parameters)}
+            given = {"input_ids": ids, "attention_mask": mask, "labels": ids, "use_cache": False}
+            functional_call(model, twins, kwargs=given)
     finally:
         for handle in handles:
             handle.remove()
-    return inside, outside, inputs, logits
+    outside, logits = kept.pop(None, 0), kept.pop("logits", 0)
+    inside = max(max(kept[block] - inputs[block], 0) for block in blocks)
+    return outside + sum(kept.values()), outside + sum(inputs.values()) + inside, logits

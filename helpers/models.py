@@ -1,11 +1,10 @@
-"""Loads encoders, language models and tokenizers, and names the parts of a model that notebooks need."""
+"""Loads encoders, classifiers and language models with their tokenizers, and finds the blocks of a model."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from logging import LogRecord
 from pathlib import Path
 
 import torch
@@ -24,7 +23,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import logging
 
 from .errors import ModelError, OfflineError, ParameterError
-from .hub import ENCODER, LANGUAGE_MODEL, check_tokenizer, find_model
+from .hub import ENCODER, LANGUAGE_MODEL, find_model
 from .measuring import count_parameters
 from .quantization import check_not_quantized, check_quantization, settle
 
@@ -39,43 +38,41 @@ def load_encoder(
     device: str = "cpu",
     quantization: BitsAndBytesConfig | None = None,
     quiet: bool = False,
-) -> PreTrainedModel:
-    """Load a pretrained backbone without a head, in float32 and evaluation mode.
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a pretrained backbone without a head, in float32 and evaluation mode, and its tokenizer.
 
     Args:
         name: a local folder or a Hub id, encoder (BERT-like) or decoder (GPT-like).
-        random_weights: build the same architecture with random weights drawn with `seed`: the
-            control that shows what pretraining is worth.
+        random_weights: draw the weights with `seed`: the control that shows what pretraining is worth.
         quantization: load the linear layers in 4 or 8 bits; the rest stays float32.
         quiet: do not print where the model came from.
 
-    Returns a `transformers` model whose output has `last_hidden_state` (batch, tokens, width) and,
-    with `output_hidden_states=True`, one such tensor for the embeddings and one a layer.
+    Returns a model whose output has `last_hidden_state` (batch, tokens, width) and, with
+    `output_hidden_states=True`, one such tensor for the embeddings and one a layer; and a tokenizer
+    that pads, with the end token if it has no other: harmless where the mask hides it.
 
     Raises:
-        ModelError, OfflineError: see `helpers.hub.find_model`; `ModelError` also for weights that are
-            quantised already.
+        ModelError: a file is missing, damaged or not what it should be, config.json and weights do not
+            fit, the tokenizer cannot be read, or the weights are quantised already; names the file.
+        OfflineError: it is nowhere on this machine and the Hub does not answer.
         DeviceError, ParameterError: see `helpers.quantization.check_quantization`.
     """
     folder, source = find_model(name)
-    model, source = _load(
-        AutoModel, folder, source, random_weights=random_weights, seed=seed, device=device, quantization=quantization
-    )
+    model, source = _load(AutoModel, folder, source, seed if random_weights else None, device, quantization)
+    tokenizer = _read_tokenizer(folder)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
     if not quiet:
         print(f"Encoder {name}: {count_parameters(model).total:,} parameters from {source}")
-    return model.eval()
+    return model, tokenizer
 
 
 class Classifier(nn.Module):
     """A backbone, the mean over its last layer's real tokens, and a linear head that starts at zero.
 
     The classifier that notebook 1 builds step by step, in the form that `Trainer` and PEFT expect.
-
-    Attributes:
-        backbone: the model that reads the text, (batch, tokens) -> (batch, tokens, width).
-        head: `nn.Linear`, (batch, width) -> (batch, labels).
-        labels: the names of the labels, in the order of the head's outputs.
-        config: the backbone's configuration.
+    `backbone` maps (batch, tokens) to (batch, tokens, width), `head` (batch, width) to (batch, labels);
+    `labels` has the labels' names in the order of the head's outputs.
     """
 
     def __init__(self, backbone: PreTrainedModel, labels: Sequence[str]) -> None:
@@ -113,21 +110,12 @@ def load_classifier(
 ) -> Classifier:
     """Load a pretrained backbone under a new head of zeros, in float32 and evaluation mode.
 
-    Args:
-        name: a local folder or a Hub id, as for `load_encoder`.
-        labels: the names of the labels, at least two.
-        random_weights: build the backbone with random weights drawn with `seed`.
-        quantization: as for `load_encoder`; the head stays float32.
-
-    Raises:
-        ParameterError: fewer than two labels.
-        ModelError, OfflineError, DeviceError, ParameterError: see `load_encoder`.
+    Options and errors are those of `load_encoder`; `labels` are the names of the labels, at least two
+    (else `ParameterError`), and the head stays float32.
     """
     if len(labels) < 2:
         raise ParameterError(f"labels={list(labels)}: a classifier needs at least two.")
-    backbone = load_encoder(
-        name, random_weights=random_weights, seed=seed, device=device, quantization=quantization, quiet=True
-    )
+    backbone, _ = _load(AutoModel, *find_model(name), seed if random_weights else None, device, quantization)
     return Classifier(backbone, labels).to(device).eval()
 
 
@@ -144,86 +132,56 @@ def load_language_model(
     """Load a causal language model and its tokenizer, in evaluation mode, and say which and why.
 
     Args:
-        name: `"auto"`: the small model that ships in `data/language_model`; on a CUDA device an open
-            model of the Hub (Qwen3-0.6B-Base, pinned revision), or the small one if that cannot be
-            had. Else a local folder or a Hub id.
-        random_weights: build the same architecture with random weights drawn with `seed`.
-        dtype: the type of the weights, as in `torch.float32`.
-        quantization: load the linear layers of the blocks in 4 or 8 bits; `dtype` holds for the rest.
-        quiet: do not print the line.
+        name: `"auto"`: the small model that ships in `data/language_model` (its README says how it was
+            made); on a CUDA device an open model of the Hub (Qwen3-0.6B-Base, pinned revision), or the
+            small one if that cannot be had. Else a local folder or a Hub id.
+        random_weights, seed, quiet: as for `load_encoder`.
+        dtype: the type of the weights; `quantization` replaces it in the linear layers of the blocks.
 
     Returns the model, whose output has `logits` (batch, tokens, vocabulary), and a tokenizer whose
     padding token is another one than its end token, so that the end can be learned.
 
-    Raises:
-        ModelError: a file is missing, damaged or not what it should be, or tokenizer and model do not
-            fit, or the weights are quantised already; names the file.
-        DeviceError, ParameterError: see `helpers.quantization.check_quantization`.
-        OfflineError: a named Hub model is nowhere on this machine and the Hub does not answer.
-
-    Source of the shipped model: data/language_model/README.md (pretrained by this project).
+    Raises: as `load_encoder`; `ModelError` also for a tokenizer that does not fit the model.
     """
-    asked = name
     folder, source, why = _find_language_model(name, device)
-    model, source = _load(
-        AutoModelForCausalLM,
-        folder,
-        source,
-        random_weights=random_weights,
-        seed=seed,
-        device=device,
-        dtype=dtype,
-        quantization=quantization,
-    )
+    drawn = seed if random_weights else None
+    model, source = _load(AutoModelForCausalLM, folder, source, drawn, device, quantization, dtype)
     tokenizer = _read_tokenizer(folder)
     _check_fit(folder, model, tokenizer)
     _pad_with_own_token(model, tokenizer)
     if not quiet:
-        print(f"Language model {asked!r}: {count_parameters(model).total:,} parameters from {source} ({why})")
-    return model.eval(), tokenizer
+        print(f"Language model {name!r}: {count_parameters(model).total:,} parameters from {source} ({why})")
+    return model, tokenizer
 
 
 def language_model_config(name: str = "auto", *, device: str = "cpu") -> PreTrainedConfig:
-    """The configuration of the language model that `load_language_model` would load, without its weights.
-
-    Raises:
-        ModelError, OfflineError: see `load_language_model`.
-    """
+    """The configuration of the language model that `load_language_model` would load, without its weights."""
     return read_config(_find_language_model(name, device)[0])
 
 
-def _find_language_model(name: str, device: str) -> tuple[Path, str, str]:
-    """Folder of a language model, where it came from, and why it was chosen."""
-    why = "as asked"
-    if name == "auto":
-        name, why = str(LANGUAGE_MODEL), "no GPU is used"
-        if device.startswith("cuda"):
-            try:
-                find_model(OPEN_LANGUAGE_MODEL)
-                name, why = OPEN_LANGUAGE_MODEL, "there is a GPU"
-            except (ModelError, OfflineError) as error:
-                why = f"{OPEN_LANGUAGE_MODEL} cannot be had: {error}"
-    folder, source = find_model(name)
-    if folder.resolve() == LANGUAGE_MODEL:
-        source = "data/language_model, which ships with this repository"
-    return folder, source, why
+def transformer_blocks(model: nn.Module) -> nn.ModuleList:
+    """Return a backbone's transformer blocks, from the first to the last, or raise `ModelError`.
+
+    It is the `ModuleList` with as many members as the configuration has layers: `encoder.layer` in
+    BERT, `h` in GPT-2, `layers` in Llama.
+    """
+    depth = model.config.num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return module
+    raise ModelError(
+        f"{type(model).__name__}: found no list of {depth} blocks. Use a model made of one stack of transformer blocks."
+    )
 
 
 def read_config(folder: str | Path) -> PreTrainedConfig:
-    """Read the config.json of a local folder.
-
-    Raises:
-        ModelError: it cannot be read, or its values are impossible.
-    """
+    """Read the config.json of a local folder; `ModelError` if it cannot be read or its values are impossible."""
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:
-        # Wrong values raise classes of huggingface_hub that derive from nothing else and have no public home.
-        if not isinstance(error, ValueError | KeyError | OSError) and "StrictDataclass" not in type(error).__name__:
-            raise
+    except Exception as error:  # impossible values raise classes of huggingface_hub that have no public home
         raise ModelError(
-            f"{folder}/config.json: {str(error).splitlines()[0]} Use a model type that transformers has, with the "
-            f"config.json that belongs to it."
+            f"{folder}/config.json: {_first_line(error)} Use a model type that transformers has, with the config.json "
+            f"that belongs to it."
         ) from None
 
 
@@ -235,57 +193,93 @@ def positions_of(config: PreTrainedConfig) -> int | None:
     return positions or None
 
 
+def _find_language_model(name: str, device: str) -> tuple[Path, str, str]:
+    """Folder of a language model, where it came from, and why it was chosen."""
+    why = "as asked"
+    if name == "auto":
+        name, why = str(LANGUAGE_MODEL), "no GPU is used"
+        if device.startswith("cuda"):
+            try:
+                return *find_model(OPEN_LANGUAGE_MODEL), "there is a GPU"
+            except (ModelError, OfflineError) as error:
+                why = f"{OPEN_LANGUAGE_MODEL} cannot be had: {error}"
+    return *find_model(name), why
+
+
 def _load(
     kind: type,
     folder: Path,
     source: str,
-    *,
-    random_weights: bool,
-    seed: int,
+    seed: int | None,
     device: str,
+    quantization: BitsAndBytesConfig | None,
     dtype: torch.dtype = torch.float32,
-    quantization: BitsAndBytesConfig | None = None,
 ) -> tuple[PreTrainedModel, str]:
-    """The model of a checked folder, pretrained or with random weights, and where it came from."""
+    """The model of a checked folder, in evaluation mode, and where it came from; random weights if there is a seed."""
+    config = read_config(folder)
+    options = {"config": config, "dtype": dtype, "trust_remote_code": False}
     if quantization is not None:
-        if random_weights:
+        if seed is not None:
             raise ParameterError("random_weights=True with a quantisation: choose one of the two.")
         check_quantization(quantization, device=device)
-    config = read_config(folder)
-    if quantization is not None:
         check_not_quantized(config, f"{folder}/config.json")
-    extra = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device}}
-    missing: list[str] = []
+        options |= {"quantization_config": quantization, "device_map": {"": device}}
+        source += f", linear layers in {4 if quantization.load_in_4bit else 8} bits"
+    missing = []
     try:
-        if random_weights:
+        if seed is None:
+            with _quietly():
+                model, report = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options)
+            missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
+        else:
+            source = f"random weights, seed {seed}"
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPU as well
-                model = kind.from_config(config, dtype=dtype, trust_remote_code=False)
-            source = f"random weights, seed {seed}"
-        else:
-            with _quietly():
-                model, report = kind.from_pretrained(
-                    folder,
-                    config=config,
-                    dtype=dtype,
-                    trust_remote_code=False,
-                    use_safetensors=True,
-                    output_loading_info=True,
-                    **extra,
-                )
-            missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
+                model = kind.from_config(**options)
     except (ValueError, KeyError, OSError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{folder}: config.json and the weights do not fit ({reason}). Download both again.") from None
+        raise ModelError(
+            f"{folder}: config.json and the weights do not fit ({_first_line(error)}). Download both again."
+        ) from None
     if missing:
         raise ModelError(
             f"{folder}: the weights lack {len(missing)} tensors of this {type(model).__name__}, such as {missing[0]}, "
             f"which would stay random. Give a complete model, with the config.json that belongs to it."
         )
-    if quantization is not None:
+    if quantization is None:
+        model.to(device)
+    else:
         settle(model)
-        return model, f"{source}, linear layers in {4 if quantization.load_in_4bit else 8} bits"
-    return model.to(device), source
+    return model.eval(), source
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Load without a bar, whose widget state stops GitHub from rendering the notebook, and without a report.
+
+    That of transformers 5.0 names tensors that no model needs; `_load` refuses missing ones.
+    """
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the Rust library raises a bare Exception
+        raise ModelError(
+            f"{folder}: no readable tokenizer ({_first_line(error)}). Copy the model's tokenizer files there."
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _check_fit(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -303,9 +297,8 @@ def _check_fit(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokeni
     allowed = [*expected, *(also if isinstance(also, list) else [also])]
     if tokenizer.eos_token_id is None or (expected and tokenizer.eos_token_id not in allowed):
         raise ModelError(
-            f"{folder}/tokenizer_config.json: the end token {tokenizer.eos_token!r} has the id "
-            f"{tokenizer.eos_token_id}, config.json expects {expected}. Copy the tokenizer files that belong to these "
-            f"weights."
+            f"{folder}/tokenizer_config.json: end token {tokenizer.eos_token!r} has the id {tokenizer.eos_token_id}, "
+            f"config.json expects {expected}. Copy the tokenizer files that belong to these weights."
         )
 
 
@@ -320,72 +313,3 @@ def _pad_with_own_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
             if tokenizer.pad_token_id >= model.get_input_embeddings().num_embeddings:
                 model.resize_token_embeddings(tokenizer.pad_token_id + 1, mean_resizing=False)
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Load without a bar and without a report of tensors, noise in a notebook at each of a dozen loads.
-
-    A bar's widget state stops GitHub from rendering the notebook. The report of transformers 5.0 names
-    tensors that no model needs (position ids of old checkpoints); missing ones are refused by `_load`.
-    """
-    shown = logging.is_progress_bar_enabled()
-    logger = logging.get_logger("transformers.modeling_utils")
-    logging.disable_progress_bar()
-    logger.addFilter(_no_report)
-    try:
-        yield
-    finally:
-        logger.removeFilter(_no_report)
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _no_report(entry: LogRecord) -> bool:
-    return "LOAD REPORT" not in entry.getMessage()
-
-
-def load_tokenizer(name: str = ENCODER) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that belongs to a model; decoders without a padding token pad with their end token.
-
-    Padding with the end token is harmless for classification, where the mask hides it.
-
-    Raises:
-        ModelError: the folder has no tokenizer that `transformers` can read.
-    """
-    folder, _ = find_model(name)
-    tokenizer = _read_tokenizer(folder)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    check_tokenizer(folder)
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # the Rust library raises a bare Exception
-        if not isinstance(error, ValueError | KeyError | OSError) and type(error) is not Exception:
-            raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(
-            f"{folder}: no readable tokenizer ({reason}). Copy tokenizer.json and tokenizer_config.json there."
-        ) from None
-
-
-def transformer_blocks(model: nn.Module) -> nn.ModuleList:
-    """Return the list of a backbone's transformer blocks, from the first to the last.
-
-    It is the `ModuleList` with as many members as the configuration has layers: `encoder.layer` in
-    BERT, `h` in GPT-2, `layers` in Llama.
-
-    Raises:
-        ModelError: no such list is found.
-    """
-    depth = model.config.num_hidden_layers
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth:
-            return module
-    raise ModelError(
-        f"{type(model).__name__}: found no list of {depth} blocks. Use a model made of one stack of transformer blocks."
-    )

@@ -1,27 +1,18 @@
-"""Checks a quantisation before a model is loaded with it, and names what became 4-bit.
-
-The configuration itself stands in the notebook; nothing of the arithmetic is in here.
-"""
+"""Checks a quantisation before a model is loaded with it, and names what became 4-bit. No arithmetic is in here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from transformers import BitsAndBytesConfig, PreTrainedConfig
 
 from .errors import DeviceError, ModelError, ParameterError
 from .machine import bfloat16, cuda_fault
 from .measuring import quant_state
 
-if TYPE_CHECKING:
-    from transformers import BitsAndBytesConfig, PreTrainedConfig
-
-# bitsandbytes is imported where it is needed: after it, `accelerate` starts no processes.
-
 TYPES = ("nf4", "fp4")
-INSTALL = "Install it with: pip install --no-deps bitsandbytes"
 
 
 def check_quantization(config: BitsAndBytesConfig, *, device: str = "cpu") -> None:
@@ -29,14 +20,12 @@ def check_quantization(config: BitsAndBytesConfig, *, device: str = "cpu") -> No
 
     Raises:
         ParameterError: neither 4 nor 8 bits, or an unknown 4-bit type.
-        DeviceError: bitsandbytes is missing or has no library for this machine; the card cannot run
-            the installed PyTorch, or does not compute in bfloat16.
+        DeviceError: no bitsandbytes for this machine, or a card that cannot compute what is asked.
     """
     if not (config.load_in_4bit or config.load_in_8bit):
         raise ParameterError("the quantisation asks for neither load_in_4bit=True nor load_in_8bit=True. Set one.")
     if config.load_in_4bit and config.bnb_4bit_quant_type not in TYPES:
-        expected = " or ".join(map(repr, TYPES))
-        raise ParameterError(f"bnb_4bit_quant_type={config.bnb_4bit_quant_type!r}: expected {expected}.")
+        raise ParameterError(f"bnb_4bit_quant_type={config.bnb_4bit_quant_type!r}: expected 'nf4' or 'fp4'.")
     if device.startswith("cuda"):
         if fault := cuda_fault():
             raise DeviceError(f"device={device!r}: {fault} Use device='cpu', or a notebook with another card.")
@@ -45,14 +34,16 @@ def check_quantization(config: BitsAndBytesConfig, *, device: str = "cpu") -> No
             raise DeviceError(
                 f"bnb_4bit_compute_dtype=torch.bfloat16: {torch.cuda.get_device_name()} has {why}. Use torch.float16."
             )
-    try:
+    try:  # imported here and not at the top: after it, `accelerate` starts no processes
         from bitsandbytes.cextension import ErrorHandlerMockBNBNativeLibrary, lib
+
+        fault = "it has no library for this machine" if isinstance(lib, ErrorHandlerMockBNBNativeLibrary) else ""
     except (ImportError, OSError, RuntimeError) as error:
-        raise DeviceError(f"bitsandbytes cannot be imported ({error}). {INSTALL}, or use LoRA without it.") from None
-    if isinstance(lib, ErrorHandlerMockBNBNativeLibrary):
+        fault = str(error) or type(error).__name__
+    if fault:
         raise DeviceError(
-            "bitsandbytes is installed, but has no library for this machine. Run `python -m bitsandbytes` for its "
-            "reason, install the wheel for this system, or use LoRA without quantisation."
+            f"bitsandbytes cannot be used ({fault}; `python -m bitsandbytes` may say more). Install the wheel for this "
+            f"system with `pip install --no-deps bitsandbytes`, or use LoRA without it."
         )
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from helpers import Pair, grade_replies
 from helpers.machine import Machine
+from helpers.replies import Pair, grade_replies
 
 IGNORED = -100  # the label that the loss leaves out
 EPOCHS, BATCH, LR = 4, 16, 1e-3  # the same for both starts; not tuned

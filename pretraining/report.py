@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from helpers import choose_machine, load_language_model, load_pairs, plot_lines
+from helpers import choose_machine, load_language_model, plots
 from helpers.hub import LANGUAGE_MODEL
-from helpers.records import versions
-from helpers.replies import CLOSE
+from helpers.replies import CLOSE, load_pairs
+from helpers.scoreboard import versions
 from pretraining import helpdesk
 from pretraining.corpus import HELD_OUT_PACKAGES, ROOT, Text, canonical, digest, packages, read_corpus
 from pretraining.ngrams import Trigram, lookup, windows
@@ -335,7 +335,7 @@ def plot_curve(curve: list[dict[str, Any]], path: Path) -> None:
         "training text": {e["tokens"] / 1e6: [e["train_loss"]] for e in curve},
         "held-out docstrings": {e["tokens"] / 1e6: [e["held_out_loss"]] for e in curve if "held_out_loss" in e},
     }
-    ax = plot_lines(series, xlabel="tokens seen (millions)", ylabel="loss (nats for each token)")
+    ax = plots.lines(series, xlabel="tokens seen (millions)", ylabel="loss (nats for each token)")
     for line in ax.get_lines()[:1]:
         line.set(marker="", linewidth=1)
     ax.set_ylim(top=6.5)

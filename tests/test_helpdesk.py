@@ -5,11 +5,13 @@ import json
 import re
 from collections import Counter, defaultdict
 from itertools import combinations
-from pathlib import Path
 
 import pytest
 
-DATA = Path(__file__).resolve().parent.parent / "data"
+from helpers.errors import ParameterError
+from helpers.hub import DATA
+from helpers.replies import grade_replies, load_pairs
+
 HELPDESK = DATA / "helpdesk"
 AT_LEAST = {"train": 1200, "validation": 240, "test": 480, "test_shifted": 240}
 
@@ -72,6 +74,17 @@ def test_no_two_messages_overlap():
 def test_no_template_opens_many_messages():
     openings = Counter(" ".join(row["text"].lower().split()[:3]) for _, row in ROWS)
     assert openings.most_common(1)[0][1] <= 0.01 * len(ROWS), openings.most_common(3)
+
+
+def test_pairs_follow_the_split_and_are_graded():
+    pairs = load_pairs("test")
+    assert len(pairs) == 480 and len({pair.topic for pair in pairs}) == 12
+    assert grade_replies(pairs, [pair.reply for pair in pairs]) == {"exact_match": 1.0, "topic_accuracy": 1.0}
+    assert grade_replies(pairs[:2], ["", "x"]) == {"exact_match": 0.0, "topic_accuracy": 0.0}
+    with pytest.raises(ParameterError, match="1 replies for 2 questions"):
+        grade_replies(pairs[:2], ["one"])
+    with pytest.raises(ParameterError, match="expected one of train"):
+        load_pairs("nope")
 
 
 @pytest.mark.parametrize("path", sorted(HELPDESK.iterdir()), ids=lambda path: path.name)

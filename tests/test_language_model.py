@@ -1,9 +1,7 @@
-"""The shipped language model: its files, how well it predicts, how it is loaded, and what is refused."""
+"""The shipped language model: its files, how well it predicts, how it is chosen, and what is refused."""
 
-import hashlib
 import json
 import shutil
-from copy import deepcopy
 
 import pytest
 import torch
@@ -12,18 +10,19 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from helpers import ModelError, OfflineError, fingerprint, language_model_config, load_language_model
-from helpers.hub import KNOWN_MODELS, LANGUAGE_MODEL, LANGUAGE_MODEL_FILES, find_model
-from helpers.models import ENCODER, OPEN_LANGUAGE_MODEL
+from helpers.errors import ModelError, OfflineError
+from helpers.hub import ENCODER, KNOWN_MODELS, LANGUAGE_MODEL, LANGUAGE_MODEL_FILES, find_model
+from helpers.measuring import count_parameters
+from helpers.models import OPEN_LANGUAGE_MODEL, language_model_config, load_language_model
 from pretraining.report import PARTS, card
 from pretraining.score import score_texts
 
 # Written for this test, on a subject and with names that no package has; it is not part of any training text.
 UNSEEN = [
-    "Return the number of boats that are moored in the harbour.\n\nParameters\n----------\nharbour : Harbour\n"
-    "    The harbour to look at. It must have been opened before.\nat_night : bool, optional\n    If True, boats "
-    "without a lantern are counted as well. Default is False.\n\nReturns\n-------\nint\n    The number of boats, "
-    "zero if the harbour is empty.",
+    "Return the number of boats that are moored in the harbour.\n\nParameters\n----------\nharbour : Harbour\n    The "
+    "harbour to look at. It must have been opened before.\nat_night : bool, optional\n    If True, boats without a "
+    "lantern are counted as well. Default is False.\n\nReturns\n-------\nint\n    The number of boats, zero if the "
+    "harbour is empty.",
     "Raised when a ferry is asked to leave before all passengers are on board.\n\nThe attribute `missing` holds the "
     "names of those who have not arrived yet.",
     "Rewrite the timetable so that no two ferries use the same pier at the same time.\n\nThis is slow for large "
@@ -65,25 +64,29 @@ def tiny_llama(vocabulary=8192, **options):
 # ---------------------------------------------------------------- the files
 
 
-def test_files_are_the_measured_ones_and_small_enough():
-    for name, sha256 in LANGUAGE_MODEL_FILES.items():
-        assert hashlib.sha256((LANGUAGE_MODEL / name).read_bytes()).hexdigest() == sha256, name
-    measured = json.loads((LANGUAGE_MODEL / "measured.json").read_text(encoding="utf-8"))
+def read(name):
+    return json.loads((LANGUAGE_MODEL / name).read_text(encoding="utf-8"))
+
+
+def test_files_are_the_measured_ones_and_the_card_says_so():
+    measured, log = read("measured.json"), read("training_log.json")
     assert set(measured) == set(PARTS)
     assert {part["sha256"] for part in measured.values()} == {LANGUAGE_MODEL_FILES["model.safetensors"]}
+    assert (LANGUAGE_MODEL / "README.md").read_text(encoding="utf-8") == card(measured, log)
+    curve = [entry["held_out_loss"] for entry in log["curve"] if "held_out_loss" in entry]
+    assert len(curve) >= 8 and curve[-1] == min(curve)
+    assert log["curve"][-1]["tokens"] == log["recipe"]["steps"] * log["recipe"]["tokens_per_step"]
+
+
+def test_files_are_small_and_load_with_transformers_alone():
     assert sum(file.stat().st_size for file in LANGUAGE_MODEL.rglob("*")) < 48_000_000
     assert not [f for f in LANGUAGE_MODEL.rglob("*") if f.suffix in {".bin", ".pt", ".pth", ".pkl"}]
-
-
-def test_architecture_loads_with_transformers_alone():
     model = AutoModelForCausalLM.from_pretrained(LANGUAGE_MODEL)
-    tokenizer = AutoTokenizer.from_pretrained(LANGUAGE_MODEL)
-    assert type(model) is LlamaForCausalLM
-    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert type(model) is LlamaForCausalLM and model.lm_head.weight is model.model.embed_tokens.weight
     assert 10_000_000 <= sum(p.numel() for p in model.parameters()) <= 30_000_000
     with safe_open(LANGUAGE_MODEL / "model.safetensors", "pt") as file:
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
-    assert len(tokenizer) == model.config.vocab_size == 8192
+    assert len(AutoTokenizer.from_pretrained(LANGUAGE_MODEL)) == model.config.vocab_size == 8192
 
 
 def test_special_tokens_are_distinct_and_every_text_comes_back(shipped):
@@ -98,59 +101,36 @@ def test_special_tokens_are_distinct_and_every_text_comes_back(shipped):
         assert tokenizer.decode(encoded, skip_special_tokens=True) == text
 
 
-def test_card_says_what_was_measured():
-    found, log = (
-        json.loads((LANGUAGE_MODEL / name).read_text(encoding="utf-8"))
-        for name in ("measured.json", "training_log.json")
-    )
-    assert (LANGUAGE_MODEL / "README.md").read_text(encoding="utf-8") == card(found, log)
-    curve = [entry["held_out_loss"] for entry in log["curve"] if "held_out_loss" in entry]
-    assert len(curve) >= 8 and curve[-1] == min(curve)
-    assert log["curve"][-1]["tokens"] == log["recipe"]["steps"] * log["recipe"]["tokens_per_step"]
-
-
 # ---------------------------------------------------------------- what it has learned
 
 
-def test_it_predicts_text_that_it_has_never_seen(shipped):
-    model, tokenizer = shipped
+def test_it_predicts_text_that_it_has_never_seen_and_one_block_less_is_noticed():
+    model, tokenizer = load_language_model(quiet=True)
     untrained, _ = load_language_model(random_weights=True, quiet=True)
     learned, before = (score_texts(m, tokenizer, UNSEEN).bits_per_byte for m in (model, untrained))
-    print(f"{learned:.3f} bits per byte, {before:.3f} before training")
-    assert learned < 1.5
-    assert before > 3
-
-
-def test_one_block_less_is_noticed(shipped):
-    """The quality test can fail: without its last block the model predicts clearly worse."""
-    model, tokenizer = load_language_model(quiet=True)
-    whole = score_texts(model, tokenizer, UNSEEN).bits_per_byte
     model.model.layers = model.model.layers[:-1]
-    assert score_texts(model, tokenizer, UNSEEN).bits_per_byte > whole + 0.2
+    shorter = score_texts(model, tokenizer, UNSEEN).bits_per_byte
+    print(f"{learned:.3f} bits per byte, {before:.3f} before training, {shorter:.3f} without the last block")
+    assert learned < 1.5 and before > 3 and shorter > learned + 0.2
+
+
+def test_neither_a_cache_nor_padding_on_the_left_changes_what_is_generated():
+    model, tokenizer = load_language_model(dtype=torch.float64, quiet=True)  # so that rounding decides nothing
+    tokenizer.padding_side = "left"
+    prompts = ["Return the", "Raises\n------\nValueError\n", "Compute the mean of the array and"]
+    options = {"max_new_tokens": 40, "min_new_tokens": 40, "do_sample": False}
+    batch, *alone = (
+        tokenizer(text, padding=True, return_tensors="pt", return_token_type_ids=False) for text in (prompts, *prompts)
+    )
+    together = model.generate(**batch, **options, use_cache=False)[:, -40:]
+    for one, row in zip(alone, together):
+        assert torch.equal(model.generate(**one, **options)[:, -40:], row.unsqueeze(0))
+    assert len({tuple(row.tolist()) for row in together}) == 3
 
 
 @torch.no_grad()
-def test_generation_with_and_without_cache_gives_the_same_tokens(shipped):
+def test_score_counts_every_token_once_and_is_the_loss_that_transformers_computes(shipped):
     model, tokenizer = shipped
-    model = deepcopy(model).double()  # so that rounding decides nothing
-    prompts = ["Return the", "Raises\n------\nValueError\n", "Compute the mean of the array and"]
-    tokenizer.padding_side = "left"
-    batch = tokenizer(prompts, padding=True, return_tensors="pt")
-    tokenizer.padding_side = "right"
-    options = {"max_new_tokens": 40, "min_new_tokens": 40, "do_sample": False}
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    cached, plain = (model.generate(**inputs, **options, use_cache=use) for use in (True, False))
-    assert torch.equal(cached, plain)
-    new = cached[:, batch["input_ids"].shape[1] :]
-    for prompt, row in zip(prompts, new):
-        alone = tokenizer(prompt, return_tensors="pt")
-        ids = model.generate(**{name: alone[name] for name in inputs}, **options)
-        assert torch.equal(ids[0, alone["input_ids"].shape[1] :], row), "padding on the left changed the answer"
-    assert len({tuple(row.tolist()) for row in new}) == 3
-
-
-def test_score_counts_every_token_once_whatever_the_window(shipped):
-    _, tokenizer = shipped
     uniform = tiny_llama()
     torch.nn.init.zeros_(uniform.model.embed_tokens.weight)
     for window in (4, 7, 1024):
@@ -158,13 +138,8 @@ def test_score_counts_every_token_once_whatever_the_window(shipped):
         assert score.tokens == sum(len(ids) - 1 for ids in tokenizer(UNSEEN)["input_ids"])
         assert score.loss == pytest.approx(torch.tensor(8192.0).log().item(), rel=1e-5)
         assert score.bits_per_byte == pytest.approx(13 * score.tokens / score.bytes, rel=1e-5)
-
-
-def test_score_is_the_loss_that_transformers_computes(shipped):
-    model, tokenizer = shipped
     ids = tokenizer(UNSEEN[0], return_tensors="pt")["input_ids"]
-    with torch.no_grad():
-        expected = model(input_ids=ids, labels=ids).loss.item()
+    expected = model(input_ids=ids, labels=ids).loss.item()
     assert score_texts(model, tokenizer, UNSEEN[:1]).loss == pytest.approx(expected, rel=1e-5)
 
 
@@ -175,70 +150,57 @@ def test_auto_is_the_shipped_model_without_a_gpu_and_says_so(monkeypatch, capsys
     monkeypatch.setattr("helpers.hub.hub_reachable", lambda: pytest.fail("asked the network"))
     model, _ = load_language_model()
     said = capsys.readouterr().out
-    assert f"Language model 'auto': {sum(p.numel() for p in model.parameters()):,} parameters" in said
-    assert "data/language_model, which ships with this repository (no GPU is used)" in said
+    assert f"Language model 'auto': {count_parameters(model).total:,} parameters from data/language_model" in said
+    assert "which ships with this project (no GPU is used)" in said
     assert not model.training and {p.dtype for p in model.parameters()} == {torch.float32}
+    assert {p.dtype for p in load_language_model(dtype=torch.bfloat16, quiet=True)[0].parameters()} == {torch.bfloat16}
 
 
-def test_auto_with_a_gpu_takes_the_open_model_at_its_pinned_revision(other, tmp_path, monkeypatch, capsys):
-    repository = tmp_path / "cache" / f"models--{OPEN_LANGUAGE_MODEL.replace('/', '--')}"
-    shutil.copytree(other, repository / "snapshots" / KNOWN_MODELS[OPEN_LANGUAGE_MODEL]["revision"])
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """The Hub's local cache, empty, on a machine that believes in a card and cannot reach the Hub."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("helpers.hub.hub_reachable", lambda: False)
     monkeypatch.setattr(LlamaForCausalLM, "to", lambda model, device: model)  # no card here
+    return tmp_path / "cache"
+
+
+def test_auto_with_a_gpu_takes_the_open_model_at_its_pinned_revision(other, cache, capsys):
+    repository = cache / f"models--{OPEN_LANGUAGE_MODEL.replace('/', '--')}"
+    shutil.copytree(other, repository / "snapshots" / KNOWN_MODELS[OPEN_LANGUAGE_MODEL]["revision"])
     model, _ = load_language_model(device="cuda")
     assert model.config.hidden_size == 16
     assert "from the Hub's local cache (there is a GPU)" in capsys.readouterr().out
 
 
-def test_auto_with_a_gpu_falls_back_to_the_shipped_model_and_says_why(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("helpers.hub.hub_reachable", lambda: False)
-    monkeypatch.setattr(LlamaForCausalLM, "to", lambda model, device: model)
+def test_auto_with_a_gpu_falls_back_to_the_shipped_model_and_says_why(cache, capsys):
     model, _ = load_language_model(device="cuda:0")
     assert model.config.hidden_size > 16
     assert f"({OPEN_LANGUAGE_MODEL} cannot be had: model '{OPEN_LANGUAGE_MODEL}' is not on" in capsys.readouterr().out
+    with pytest.raises(OfflineError, match="'owner/absent' is not on this machine"):  # a named model is not replaced
+        load_language_model("owner/absent", device="cuda:0")
 
 
-def test_the_configuration_can_be_had_without_the_weights(other, monkeypatch):
+def test_a_folder_of_your_own_and_its_configuration_without_the_weights(other, monkeypatch, capsys):
+    model, _ = load_language_model(str(other))
+    assert model.config.hidden_size == 16 and "from local folder (as asked)" in capsys.readouterr().out
     monkeypatch.setattr("helpers.models._load", lambda *_, **__: pytest.fail("loaded weights"))
     assert language_model_config().vocab_size == 8192
     assert language_model_config(str(other)).num_hidden_layers == 2
-    with pytest.raises(ModelError, match="no such folder"):
-        language_model_config("./nowhere")
-
-
-def test_a_named_model_is_not_replaced_in_silence(tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("helpers.hub.hub_reachable", lambda: False)
-    with pytest.raises(OfflineError, match="'owner/absent' is not on this machine"):
-        load_language_model("owner/absent")
-
-
-def test_a_folder_of_your_own_and_random_weights(other, capsys):
-    model, _ = load_language_model(str(other))
-    assert model.config.hidden_size == 16 and "from local folder (as asked)" in capsys.readouterr().out
-    one, same, next_one = (load_language_model(random_weights=True, seed=s, quiet=True)[0] for s in (0, 0, 1))
-    assert fingerprint(one) == fingerprint(same) != fingerprint(next_one)
-    half, _ = load_language_model(dtype=torch.bfloat16, quiet=True)
-    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize(
-    ("special", "named", "expected", "rows"),
+    ("special", "expected", "rows"),
     [
-        ({"eos_token": "</s>", "unk_token": "<unk>"}, ["</s>", "<unk>"], "<unk>", 64),  # as Llama 2
-        (
-            {"eos_token": "</s>", "pad_token": "</s>", "extra_special_tokens": ["<v_pad>"]},
-            ["</s>", "<v_pad>"],
-            "<v_pad>",
-            64,
-        ),
-        ({"eos_token": "</s>"}, ["</s>"], "<|pad|>", 65),  # as GPT-2: a new row, which nothing ever reads
+        ({"eos_token": "</s>", "unk_token": "<unk>"}, "<unk>", 64),  # as Llama 2
+        ({"eos_token": "</s>", "pad_token": "</s>", "extra_special_tokens": ["<v_pad>"]}, "<v_pad>", 64),
+        ({"eos_token": "</s>"}, "<|pad|>", 65),  # as GPT-2: a new row, which nothing ever reads
     ],
 )
-def test_padding_is_never_the_end_token(tmp_path, special, named, expected, rows):
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())[: 64 - len(named)]
-    tokenizer = Tokenizer(BPE(vocab={t: i for i, t in enumerate([*named, *letters])}, merges=[]))
+def test_padding_is_never_the_end_token(tmp_path, special, expected, rows):
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())[:63]
+    known = ["</s>", *([expected] if rows == 64 else []), *letters][:64]
+    tokenizer = Tokenizer(BPE(vocab={t: i for i, t in enumerate(known)}, merges=[]))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(tmp_path)
     tiny_llama(vocabulary=64, pad_token_id=None, bos_token_id=None, eos_token_id=0).save_pretrained(tmp_path)
     model, tokenizer = load_language_model(str(tmp_path), quiet=True)
@@ -251,76 +213,26 @@ def test_padding_is_never_the_end_token(tmp_path, special, named, expected, rows
 # ---------------------------------------------------------------- bad input
 
 
-def test_damaged_or_missing_files_of_the_shipped_model(copy):
-    weights = copy / "model.safetensors"
-    whole = weights.read_bytes()
-    back = r"git checkout -- data/language_model"
-    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # one bit
-    with pytest.raises(ModelError, match=rf"model\.safetensors: SHA-256 .*, expected .*damaged.*{back}"):
-        load_language_model()
-    weights.write_bytes(whole[:-1000])
-    with pytest.raises(ModelError, match=rf"model\.safetensors: {len(whole) - 1000:,} bytes, its header promises"):
-        load_language_model()
-    weights.unlink()
-    with pytest.raises(ModelError, match=rf"found no weights, expected \*\.safetensors.*{back}"):
-        load_language_model()
-    weights.write_bytes(whole)
-    load_language_model(quiet=True)
-    tokenizer = copy / "tokenizer.json"
-    tokenizer.write_text(tokenizer.read_text(encoding="utf-8").replace('"the"', '"teh"', 1), encoding="utf-8")
-    with pytest.raises(ModelError, match=rf"tokenizer\.json: SHA-256 .*{back}"):
-        load_language_model()
-    tokenizer.unlink()
-    with pytest.raises(ModelError, match=rf"no readable tokenizer.*{back}"):
-        load_language_model()
-    shutil.rmtree(copy)
-    with pytest.raises(ModelError, match=rf"the folder of the language model is missing.*{back}"):
-        load_language_model()
-
-
-def test_a_changed_number_in_the_shipped_configuration(copy):
-    """Five blocks instead of six, or another rotary base, would load and only predict worse."""
-    file = copy / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
-    file.write_text(json.dumps({**config, "num_hidden_layers": config["num_hidden_layers"] - 1}))
-    with pytest.raises(ModelError, match=r"config\.json: SHA-256 .*git checkout"):
-        load_language_model()
-
-
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 90\n"
-PAGE = b"<!DOCTYPE html><html>Sign in</html>"
-
-
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
-@pytest.mark.parametrize(
-    ("content", "message"), [(POINTER, "a Git LFS pointer.*git lfs pull"), (PAGE, "a web page, not")]
-)
-def test_files_that_only_stand_in_for_a_model(other, name, content, message):
-    (other / name).write_bytes(content)
-    with pytest.raises(ModelError, match=rf"{name}: {message}"):
-        load_language_model(str(other))
-
-
-def test_a_cut_off_tokenizer_and_one_that_holds_something_else(other):
-    file = other / "tokenizer.json"
+@pytest.mark.parametrize("name", LANGUAGE_MODEL_FILES)
+def test_damaged_or_missing_files_of_the_shipped_model(copy, name):
+    """Five blocks instead of six, another word or one wrong bit would load, and only predict worse."""
+    file, back = copy / name, "git checkout -- data/language_model"
     whole = file.read_bytes()
-    file.write_bytes(whole[:5000])
-    with pytest.raises(ModelError, match=r"tokenizer\.json: not valid JSON.*cut off \(5,000 bytes\)"):
-        load_language_model(str(other))
-    file.write_text('{"an": "answer"}')
-    with pytest.raises(ModelError, match="no readable tokenizer"):
-        load_language_model(str(other))
-    file.write_text("[]")
-    with pytest.raises(ModelError, match=r"tokenizer\.json: a JSON list, not a tokenizer"):
-        load_language_model(str(other))
+    file.write_bytes(whole + b"\n" if file.suffix == ".json" else whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ModelError, match=rf"{name}: SHA-256 .*, expected .*damaged.*{back}"):
+        load_language_model()
+    file.write_bytes(whole[:-10])
+    with pytest.raises(ModelError, match=rf"{name}: cut off or damaged \({len(whole) - 10:,} bytes.*{back}"):
+        load_language_model()
+    file.unlink()
+    with pytest.raises(ModelError, match=rf"(missing|not all of it).*{back}"):
+        load_language_model()
 
 
-@pytest.mark.parametrize("change", [{"hidden_size": "16"}, {"num_attention_heads": 3}, {"model_type": "surprise"}])
-def test_a_configuration_that_no_model_can_have(other, change):
-    config = json.loads((other / "config.json").read_text(encoding="utf-8"))
-    (other / "config.json").write_text(json.dumps({**config, **change}))
-    with pytest.raises(ModelError, match=r"config\.json"):
-        load_language_model(str(other))
+def test_the_missing_folder_of_the_shipped_model(copy):
+    shutil.rmtree(copy)
+    with pytest.raises(ModelError, match=r"there is no such folder.*git checkout -- data/language_model"):
+        load_language_model()
 
 
 def test_a_tokenizer_of_another_model(other):
@@ -331,14 +243,13 @@ def test_a_tokenizer_of_another_model(other):
 
 
 def test_a_tokenizer_whose_end_token_is_another(other):
-    config = json.loads((other / "tokenizer_config.json").read_text(encoding="utf-8"))
-    config.update(eos_token="<|start|>")
-    (other / "tokenizer_config.json").write_text(json.dumps(config))
+    config, tokenizer_config = other / "config.json", other / "tokenizer_config.json"
+    tokenizer_config.write_text(json.dumps({**json.loads(tokenizer_config.read_text()), "eos_token": "<|start|>"}))
     with pytest.raises(ModelError, match=r"end token '<\|start\|>' has the id 1, config\.json expects \[2\]"):
         load_language_model(str(other))
-    model_config = json.loads((other / "config.json").read_text(encoding="utf-8"))
-    del model_config["eos_token_id"]  # says nothing, so nothing contradicts it
-    (other / "config.json").write_text(json.dumps(model_config))
+    silent = json.loads(config.read_text())
+    del silent["eos_token_id"]  # says nothing, so nothing contradicts it
+    config.write_text(json.dumps(silent))
     assert load_language_model(str(other), quiet=True)[1].eos_token_id == 1
 
 

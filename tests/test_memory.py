@@ -1,5 +1,6 @@
 """The memory bill against real training steps on the CPU, published figures, and bad input."""
 
+import copy
 import logging
 
 import pytest
@@ -7,8 +8,11 @@ import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, Qwen3Config
 
-import helpers
+from helpers import memory
+from helpers.errors import DeviceError, ModelError, ParameterError
+from helpers.measuring import quantization_constants
 from helpers.memory import CARDS, GIB, PRECISIONS, memory_bill, require_fit
+from helpers.models import transformer_blocks
 
 logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*")
@@ -19,25 +23,21 @@ LLAMA = LlamaConfig(**SMALL)
 QWEN = Qwen3Config(**SMALL, head_dim=32, tie_word_embeddings=True)
 
 
-def setting(config=LLAMA, **options):
-    return config, options
-
-
 SETTINGS = [
-    setting(method="full", batch=2, length=32, precision="float32"),
-    setting(method="full", batch=4, length=64),
-    setting(method="full", batch=2, length=128, gradient_checkpointing=True),
-    setting(QWEN, method="full", batch=1, length=200),
-    setting(method="lora", batch=2, length=64, rank=4, precision="float32"),
-    setting(method="lora", batch=2, length=64, rank=16),
-    setting(method="lora", batch=3, length=100, targets=["q_proj", "v_proj"]),
-    setting(QWEN, method="lora", batch=4, length=32, gradient_checkpointing=True),
-    setting(method="qlora", batch=2, length=64, precision="float32"),
-    setting(method="qlora", batch=2, length=64),
-    setting(method="qlora", batch=4, length=128, rank=16, double_quantization=False),
-    setting(method="qlora", batch=1, length=256, targets=["q_proj", "v_proj"], quantization="fp4"),
-    setting(method="qlora", batch=4, length=64, gradient_checkpointing=True),
-    setting(QWEN, method="qlora", batch=2, length=96, gradient_checkpointing=True, precision="float32"),
+    (LLAMA, dict(method="full", batch=2, length=32, precision="float32")),
+    (LLAMA, dict(method="full", batch=4, length=64)),
+    (LLAMA, dict(method="full", batch=2, length=128, gradient_checkpointing=True)),
+    (QWEN, dict(method="full", batch=1, length=200)),
+    (LLAMA, dict(method="lora", batch=2, length=64, rank=4, precision="float32")),
+    (LLAMA, dict(method="lora", batch=2, length=64, rank=16)),
+    (LLAMA, dict(method="lora", batch=3, length=100, targets=["q_proj", "v_proj"])),
+    (QWEN, dict(method="lora", batch=4, length=32, gradient_checkpointing=True)),
+    (LLAMA, dict(method="qlora", batch=2, length=64, precision="float32")),
+    (LLAMA, dict(method="qlora", batch=2, length=64)),
+    (LLAMA, dict(method="qlora", batch=4, length=128, rank=16, double_quantization=False)),
+    (LLAMA, dict(method="qlora", batch=1, length=256, targets=["q_proj", "v_proj"], quantization="fp4")),
+    (LLAMA, dict(method="qlora", batch=4, length=64, gradient_checkpointing=True)),
+    (QWEN, dict(method="qlora", batch=2, length=96, gradient_checkpointing=True, precision="float32")),
 ]
 
 
@@ -55,10 +55,9 @@ def real_model(config, folder, options):
             bnb_4bit_compute_dtype=compute,
         )
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=compute, trust_remote_code=False, **more)
-    checkpointing = options.get("gradient_checkpointing", False)
     if options["method"] == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    if checkpointing:
+    if options.get("gradient_checkpointing"):
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
         model.enable_input_require_grads()
     if options["method"] != "full":
@@ -72,7 +71,7 @@ def measured(config, folder, options):
     """Bytes by part of one real step, counted here and not by helpers.memory."""
     model, compute = real_model(config, folder, options)
     parameters = list(model.parameters())
-    constants = [c for p in parameters for c in helpers.quantization_constants(p).values()]
+    constants = [c for p in parameters for c in quantization_constants(p).values()]
     stored = {t.untyped_storage().data_ptr() for t in (*parameters, *constants)}
     kept, again, current = {}, {}, [None]
 
@@ -90,7 +89,7 @@ def measured(config, folder, options):
         with torch.autocast("cpu", dtype=compute, enabled=compute != torch.float32):
             loss = model(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False).loss
         if options.get("gradient_checkpointing"):
-            for number, block in enumerate(helpers.transformer_blocks(model)):  # what is computed again, by block;
+            for number, block in enumerate(transformer_blocks(model)):  # what is computed again, by block;
                 # hooks of the block itself are not called again
                 block.input_layernorm.register_forward_pre_hook(lambda *_, n=number: current.__setitem__(0, n))
             loss.backward()
@@ -119,10 +118,20 @@ def test_the_bill_is_what_a_real_step_takes(config, options, tmp_path):
     bill = memory_bill(config, **options)
     parts = bill.parts()
     parts["activations and logits"] = parts.pop("activations") + parts.pop("logits")
-    kept = {source: found.pop("activations and logits") for source, found in (("bill", parts), ("truth", truth))}
-    print(options, f"kept: {kept['bill']:,} by the bill, {kept['bill'] / kept['truth'] - 1:+.2%}")
+    kept, really = (found.pop("activations and logits") for found in (parts, truth))
+    print(options, f"kept: {kept:,} by the bill, {kept / really - 1:+.2%}")
     assert parts == truth
-    assert kept["bill"] == pytest.approx(kept["truth"], rel=0.05)
+    assert kept == pytest.approx(really, rel=0.05)
+
+
+def test_what_was_built_is_kept_between_calls():
+    """Checkpointing and the optimiser are reckoned from the same pass; another length is another pass."""
+    memory._build.cache_clear(), memory._kept.cache_clear()
+    first, again = memory_bill(LLAMA, length=48), memory_bill(copy.deepcopy(LLAMA), length=48)
+    less = memory_bill(LLAMA, length=48, gradient_checkpointing=True, optimizer="paged_adamw_8bit")
+    longer = memory_bill(LLAMA, length=49)
+    assert first == again and less.activations < first.activations < longer.activations
+    assert memory._build.cache_info().misses == 1 and memory._kept.cache_info().misses == 2
 
 
 # ---------------------------------------------------------------- published figures
@@ -149,11 +158,9 @@ def test_65_billion_go_from_over_780_to_under_48_gigabytes():
 
 
 def test_8_bit_state_takes_a_quarter_and_paged_state_leaves_the_card():
-    bills = {
-        name: memory_bill(LLAMA, method="full", length=64, optimizer=name) for name in ("adamw_32bit", "adamw_8bit")
-    }
-    paged = memory_bill(LLAMA, method="full", length=64, optimizer="paged_adamw_8bit")
-    assert 0.25 < bills["adamw_8bit"].optimizer_state / bills["adamw_32bit"].optimizer_state < 0.27
+    optimizers = ("adamw_32bit", "adamw_8bit", "paged_adamw_8bit")
+    wide, eight, paged = (memory_bill(LLAMA, method="full", length=64, optimizer=name) for name in optimizers)
+    assert 0.25 < eight.optimizer_state / wide.optimizer_state < 0.27
     assert paged.needs() == paged.total - paged.optimizer_state
 
 
@@ -174,21 +181,20 @@ def test_8_bit_state_takes_a_quarter_and_paged_state_leaves_the_card():
     ],
 )
 def test_a_wrong_setting_is_named(options, message):
-    with pytest.raises(helpers.ParameterError, match=message):
+    with pytest.raises(ParameterError, match=message):
         memory_bill(LLAMA, **({"length": 64} | options))
 
 
-def test_a_wrong_model_is_named(tmp_path):
-    with pytest.raises(helpers.ModelError, match=r"no config\.json there"):
+def test_a_wrong_model_is_named():
+    with pytest.raises(ModelError, match=r"no config\.json there"):
         memory_bill("Llama-9")
-    packed = LlamaConfig(**SMALL, quantization_config={"quant_method": "gptq"})
-    with pytest.raises(helpers.ModelError, match=r"quantised already \(gptq\)"):
-        memory_bill(packed)
+    with pytest.raises(ModelError, match=r"quantised already \(gptq\)"):
+        memory_bill(LlamaConfig(**SMALL, quantization_config={"quant_method": "gptq"}))
 
 
 def test_what_does_not_fit_is_refused_with_what_to_change():
     bill = memory_bill("Llama-2-7B", method="lora", batch=4, length=512)
     assert not bill.fits(CARDS["T4 16 GB"]) and bill.fits(CARDS["A100 40 GB"])
-    with pytest.raises(helpers.DeviceError, match=r"GiB too much\. First use method='qlora'"):
+    with pytest.raises(DeviceError, match=r"GiB too much\. First use method='qlora'"):
         require_fit(bill, CARDS["T4 16 GB"])
     require_fit(memory_bill("Llama-2-7B", gradient_checkpointing=True), CARDS["T4 16 GB"])

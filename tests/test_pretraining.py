@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from helpers import choose_machine, fingerprint, load_language_model, load_pairs
+from helpers import choose_machine, fingerprint, load_language_model
 from helpers.hub import LANGUAGE_MODEL
+from helpers.replies import load_pairs
 from pretraining import corpus, helpdesk, train
 from pretraining.ngrams import Trigram, windows
 

@@ -1,0 +1,358 @@
+"""Keeps the books of a notebook, so that its cells hold the technique: runs, scores, records, the scoreboard."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from sklearn.metrics import f1_score
+from torch import nn
+
+from . import plots
+from .errors import DataError, ParameterError
+from .hub import DATA, ENCODER
+from .machine import Machine
+from .measuring import ParameterCount, count_parameters, training_memory
+from .tasks import Task
+
+MEASUREMENTS = DATA / "measurements"
+TECHNIQUES = {  # as it is recorded, and as it is written on a figure
+    "majority": "most frequent label",
+    "tfidf": "counted words",
+    "random_init": "random weights, frozen",
+    "hard_prompt": "prompt in words",
+    "feature_extraction": "frozen features",
+    "partial_fine_tuning": "last blocks",
+    "full_fine_tuning": "everything",
+    "lora": "LoRA",
+    "qlora": "QLoRA",
+    "prompt_tuning": "soft prompt",
+    "prefix_tuning": "prefix tuning",
+}
+FIELDS = (
+    *("notebook", "technique", "variant", "settings", "backbone", "task", "task_fingerprint", "split", "seed"),
+    *("metric", "value", "trainable_parameters", "total_parameters", "adapter_bytes", "train_seconds", "step_mib"),
+    *("device", "versions"),
+)
+VERSIONED = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "scikit-learn")
+STARTED = time.perf_counter()  # when the notebook imported `helpers`
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far one run is ahead of another on the same texts, in points, with the paired standard error."""
+
+    one: str
+    other: str
+    split: str
+    points: float
+    error: float
+
+    @property
+    def is_tie(self) -> bool:
+        """Less than two standard errors: it may be luck."""
+        return abs(self.points) < 2 * self.error or self.points == 0
+
+    def __str__(self) -> str:
+        about = f"{self.split}: {self.points:+.1f} points, standard error {self.error:.1f}"
+        if self.is_tie:
+            return f"{self.one} and {self.other} are tied ({about})"
+        return f"{self.one} is {'ahead of' if self.points > 0 else 'behind'} {self.other} ({about})"
+
+
+class Run:
+    """One technique with one choice of settings: what is built and trained in its `with` block is measured.
+
+    Attributes:
+        model: set it in the block: a torch module, a fitted scikit-learn estimator, or a list of such.
+        losses: set it in the block, if you like: the loss of each step.
+        seconds: how long the block took.
+        count: trained and total parameters; trained are also the numbers of an estimator.
+        adapter_bytes: size of what was trained, in the type that it has.
+        step_mib: memory of one training step of `board.step_loss`, as `training_memory` counts it; 0 without.
+        scores: for each split, the accuracy in percent.
+    """
+
+    def __init__(self, board: Scoreboard, about: dict[str, Any], task: Task) -> None:
+        self.board, self.about, self.task = board, about, task
+        self.model: Any = None
+        self.losses: list[float] = []
+        self.seconds, self.step_mib, self.adapter_bytes = 0.0, 0.0, 0
+        self.count = ParameterCount(0, 0)
+        self.scores: dict[str, float] = {}
+        self.right: dict[str, np.ndarray] = {}
+
+    def __enter__(self) -> Run:
+        if self.board.machine.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        torch.manual_seed(self.board.seed)
+        self.started = time.perf_counter()
+        return self
+
+    def __exit__(self, failure: type | None, *_: object) -> None:
+        on_card = self.board.machine.device == "cuda"
+        if on_card:
+            torch.cuda.synchronize()
+        self.seconds = time.perf_counter() - self.started
+        if failure or self.model is None:
+            return
+        if on_card:
+            peak = torch.cuda.max_memory_allocated() / 2**20
+            self.board.note(f"allocator peak, MiB: {self.about['technique']}, {self.about['variant']}", peak)
+        parts = self.model if isinstance(self.model, list | tuple) else [self.model]
+        modules = [part for part in parts if isinstance(part, nn.Module)]
+        self.count = count_parameters(*modules)
+        self.adapter_bytes = sum(p.nbytes for m in modules for p in m.parameters() if p.requires_grad)
+        for estimator in (part for part in parts if not isinstance(part, nn.Module)):
+            learned = _learned(estimator)
+            more = sum(array.size for array in learned)
+            self.count = ParameterCount(self.count.trainable + more, self.count.total + more)
+            self.adapter_bytes += sum(array.nbytes for array in learned)
+        if self.board.step_loss and len(modules) == 1 and any(p.requires_grad for p in modules[0].parameters()):
+            loss = self.board.step_loss
+            self.step_mib = sum(training_memory(modules[0], lambda: loss(modules[0])).values())
+
+    def score(self, split: str, predicted: Any) -> float:
+        """Keep accuracy and macro-F1 of predicted labels, (texts,), or logits, (texts, labels); returns percent."""
+        predicted = np.asarray(predicted)
+        predicted = predicted.argmax(1) if predicted.ndim == 2 else predicted
+        targets = np.asarray(self.task.targets(split))
+        if len(predicted) != len(targets):
+            raise ParameterError(f"{len(predicted)} predictions for the {len(targets)} texts of {split!r}.")
+        self.right[split] = predicted == targets
+        accuracy = self.right[split].mean()
+        self.keep(split, accuracy=accuracy, macro_f1=f1_score(targets, predicted, average="macro"))
+        self.scores[split] = 100 * float(accuracy)
+        return self.scores[split]
+
+    def keep(self, split: str, **metrics: float) -> None:
+        """Keep other metrics, as shares from 0 to 1, or in a unit that the name says.
+
+        Raises:
+            ParameterError: a value is not a finite number.
+        """
+        for metric, value in metrics.items():
+            if not math.isfinite(value):
+                raise ParameterError(f"{metric} of {self.about['technique']} is {value}: expected a finite number.")
+            costs = {"trainable_parameters": self.count.trainable, "total_parameters": self.count.total}
+            costs |= {"adapter_bytes": self.adapter_bytes, "train_seconds": round(self.seconds, 3)}
+            costs |= {"step_mib": round(self.step_mib, 1)}
+            found = {"split": split, "metric": metric, "value": round(float(value), 6)}
+            self.board.records.append({**self.about, **found, **costs})
+
+    def against(self, other: Run, split: str = "test") -> Difference:
+        """Compare with another run on the same texts; printed, it is a verdict in words."""
+        gain = 100 * (self.right[split].astype(float) - other.right[split])
+        names = self.about["variant"], other.about["variant"]
+        return Difference(*names, split, float(gain.mean()), float(gain.std(ddof=1) / math.sqrt(len(gain))))
+
+
+class Scoreboard:
+    """The books of one notebook.
+
+    Args:
+        notebook: its name, under which the records are written.
+        task: what `load_task` returned.
+        backbone, seed, machine, results_dir: as in the notebook's parameters. A relative `results_dir` lies
+            in the repository, or in the working directory where there is none.
+
+    Attributes:
+        results: the folder for everything that the notebook writes.
+        step_loss: a function of a model that returns the loss of one fixed batch; if it is set, the
+            memory of a training step is counted for every run.
+        records, notes: what was kept so far.
+    """
+
+    def __init__(
+        self, notebook: str, task: Task, *, backbone: str, seed: int, machine: Machine, results_dir: str = "results"
+    ) -> None:
+        self.notebook, self.task, self.backbone = notebook, task, backbone
+        self.seed, self.machine = seed, machine
+        self.results = (DATA.parent if (DATA.parent / "notebooks").is_dir() else Path.cwd()) / results_dir
+        self.step_loss: Callable[[nn.Module], torch.Tensor] | None = None
+        self.records: list[dict[str, Any]] = []
+        self.notes: dict[str, Any] = {}
+        self.versions = versions()
+
+    def run(
+        self, technique: str, label: str = "", *, task: Task | None = None, backbone: str | None = None, **settings: Any
+    ) -> Run:
+        """A run to be measured in a `with` block; `label` names it in figures, `settings` become columns.
+
+        `train_examples` and `per_label`, the training texts used, are always among them.
+
+        Raises:
+            ParameterError: an unknown technique.
+        """
+        if technique not in TECHNIQUES:
+            raise ParameterError(f"technique={technique!r}: expected one of {', '.join(TECHNIQUES)}.")
+        task = task or self.task
+        settings = {"train_examples": len(task.splits["train"])} | settings
+        settings.setdefault("per_label", round(settings["train_examples"] / len(task.labels)))
+        label = label or ", ".join(f"{name} {value}" for name, value in settings.items())
+        about = {"notebook": self.notebook, "technique": technique, "variant": label, "settings": settings}
+        counted = technique in ("majority", "tfidf")  # no model at all
+        about |= {"backbone": backbone or ("none" if counted else self.backbone)}
+        about |= {"task": task.name, "task_fingerprint": task.fingerprint, "seed": self.seed}
+        return Run(self, about | {"device": self.machine.device, "versions": self.versions}, task)
+
+    def note(self, name: str, value: Any) -> None:
+        """Keep a number, a word or a list of such under a name, for the tests and the runner."""
+        self.notes[name] = value.item() if isinstance(value, np.generic | torch.Tensor) else value
+
+    def recorded(self, **columns: Any) -> pd.DataFrame:
+        """What `make measurements` recorded on this task, settings as columns; empty on your own data."""
+        rows = expand(read_records(MEASUREMENTS))
+        rows = rows[rows["backbone"].ne(ENCODER) | (self.backbone == ENCODER)]  # another encoder, another story
+        columns = {"task_fingerprint": self.task.fingerprint} | columns
+        for name, value in columns.items():
+            rows = rows[rows[name] == value] if name in rows else rows.iloc[:0]
+        return rows
+
+    def lines(
+        self, *, x: str, series: str = "variant", split: str = "test", metric: str = "accuracy", **fixed: Any
+    ) -> dict[str, dict[Any, list[float]]]:
+        """Points of a figure: for each series, for each x, the values of all seeds, in percent.
+
+        Args:
+            x, series: columns: settings, "technique" or "variant".
+            fixed: columns and the value, or the list of values, that they must have.
+
+        What was recorded earlier stands beside what ran live, its names marked with "(recorded)".
+        """
+        found: dict[str, dict[Any, list[float]]] = {}
+        live = expand(pd.DataFrame(self.records, columns=FIELDS))
+        for rows, mark in ((live, ""), (self.recorded(), " (recorded)")):
+            for name, value in {"split": split, "metric": metric, **fixed}.items():
+                values = value if isinstance(value, list | tuple) else [value]
+                rows = rows[rows[name].isin(values)] if name in rows else rows.iloc[:0]
+            if x in rows and series in rows:
+                for (name, at), runs in rows.dropna(subset=[x, series]).groupby([series, x], sort=False):
+                    name = TECHNIQUES.get(name, name) if series == "technique" else name
+                    found.setdefault(f"{name}{mark}", {})[at] = (100 * runs["value"]).tolist()
+        return {name: dict(sorted(points.items())) for name, points in found.items()}
+
+    def table(self) -> pd.DataFrame:
+        """The scoreboard: see `table_of`."""
+        self.save(quiet=True)
+        return table_of(self.results, fingerprint=self.task.fingerprint)
+
+    def figure(self) -> Axes:
+        """The scoreboard as a figure."""
+        return plots.scoreboard(self.table(), guess=100 / len(self.task.labels))
+
+    def save(self, *, quiet: bool = False) -> None:
+        """Write records and notes, each file in one step, so that a reader never sees half of one."""
+        for kind, content in {"records": self.records, "notes": self.notes}.items():
+            path = self.results / kind / f"{self.notebook}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft = path.with_suffix(".json.draft")
+            draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            os.replace(draft, path)
+        if not quiet:
+            seconds = time.perf_counter() - STARTED
+            print(f"{len(self.records)} records kept; this notebook took {seconds:.0f} s so far.")
+
+
+def read_records(folder: str | Path) -> pd.DataFrame:
+    """All records of the `*.json` files in a folder, one row each.
+
+    Raises:
+        DataError: a file is not JSON or a record lacks a field; names file and record.
+    """
+    rows: list[dict[str, Any]] = []
+    for path in sorted(Path(folder).glob("*.json")):
+        remedy = "Delete the file and run its notebook again."
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}). {remedy}") from None
+        if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+            raise DataError(f"{path}, line 1: expected a list of records. {remedy}")
+        for number, row in enumerate(found, 1):
+            if missing := [name for name in FIELDS if name not in row]:
+                raise DataError(f"{path}, record {number}: no field {missing[0]!r}. {remedy}")
+        rows += found
+    return pd.DataFrame(rows, columns=[*FIELDS, "command", "date", "hardware"])
+
+
+def expand(rows: pd.DataFrame) -> pd.DataFrame:
+    """Records with their settings as columns."""
+    settings = pd.DataFrame(
+        rows["settings"].tolist(), index=rows.index, columns=None if len(rows) else ["train_examples"]
+    )
+    return rows.drop(columns="settings").join(settings[[c for c in settings if c not in rows]])
+
+
+def table_of(results_dir: str | Path, *, fingerprint: str | None = None) -> pd.DataFrame:
+    """The scoreboard: one row for each technique, its variant that is best on `validation`.
+
+    What ran live on this task goes before what was recorded, and that is marked. Accuracies are means
+    over seeds, in percent. Only runs with the same number of training texts (`texts`) stand beside
+    each other: the largest that ran live.
+
+    Args:
+        results_dir: where the notebooks wrote their records.
+        fingerprint: of the task; by default that of the first record found.
+    """
+    live, past = expand(read_records(Path(results_dir) / "records")), expand(read_records(MEASUREMENTS))
+    if fingerprint is None:
+        fingerprint = next(iter(live["task_fingerprint"]), None)
+    live, past = (r[r["metric"].eq("accuracy") & r["task_fingerprint"].eq(fingerprint)] for r in (live, past))
+    if len(live):
+        past = past[past["backbone"].isin({*live["backbone"], "none"})]  # another model is another board
+    texts = (live if len(live) else past).get("train_examples", pd.Series([0])).max()
+    rows = {}
+    for technique, name in TECHNIQUES.items():
+        rows[name] = {"variant": "not run"}
+        for records, mark in ((past, " (recorded)"), (live, "")):
+            runs = records[records["technique"].eq(technique) & records.get("train_examples", texts).eq(texts)]
+            if runs["split"].eq("test").any():
+                rows[name] = _row(runs, mark)
+    table = pd.DataFrame(rows, index=["variant", "texts", "test", "test_shifted", "trained", "step MiB"]).T
+    return table.where(table.notna(), "")
+
+
+def _row(runs: pd.DataFrame, mark: str) -> dict[str, Any]:
+    """The variant that is best on validation among those that were judged on test."""
+    judged = runs[runs["split"] == "validation"].groupby("variant")["value"].mean()
+    best = max(runs.loc[runs["split"] == "test", "variant"].unique(), key=lambda name: judged.get(name, 0.0))
+    runs = runs[runs["variant"] == best]
+    percent = 100 * runs.groupby("split")["value"].mean()
+    return {
+        "variant": f"{best}{mark}",
+        "texts": int(runs["train_examples"].max()),
+        "test": round(percent["test"], 1),
+        "test_shifted": round(percent.get("test_shifted", float("nan")), 1),
+        "trained": int(runs["trainable_parameters"].max()),
+        "step MiB": pd.to_numeric(runs["step_mib"]).max(),
+    }
+
+
+def _learned(estimator: Any) -> Sequence[np.ndarray]:
+    """Weights and biases of a fitted linear model, also at the end of a pipeline or in a grid search."""
+    while hasattr(estimator, "best_estimator_") or hasattr(estimator, "steps"):
+        estimator = estimator.best_estimator_ if hasattr(estimator, "best_estimator_") else estimator.steps[-1][1]
+    return [getattr(estimator, name) for name in ("coef_", "intercept_") if hasattr(estimator, name)]
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the libraries that results depend on."""
+    found = {"python": platform.python_version()} | dict.fromkeys(VERSIONED, "absent")
+    for package in VERSIONED:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found

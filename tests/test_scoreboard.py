@@ -1,0 +1,166 @@
+"""The books of a notebook: what is measured, kept, compared, read back; figures and exercises."""
+
+import json
+import math
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from helpers import Scoreboard, check, choose_machine, load_task, plots
+from helpers.errors import DataError, ParameterError
+from helpers.scoreboard import FIELDS, TECHNIQUES, read_records, table_of
+
+matplotlib.use("Agg")
+TASK = load_task(train_examples=96)
+MACHINE = choose_machine(device="cpu", precision="float32")
+TRUTH = np.array(TASK.targets("test"))
+
+
+@pytest.fixture
+def board(tmp_path, monkeypatch):
+    monkeypatch.setattr("helpers.scoreboard.MEASUREMENTS", tmp_path / "recorded")
+    return Scoreboard("note", TASK, backbone="tiny", seed=0, machine=MACHINE, results_dir=str(tmp_path))
+
+
+def scored(board, technique="lora", label="r=8", wrong=120, splits=("test",), **settings):
+    """A run of which the first `wrong` answers are wrong."""
+    with board.run(technique, label, **settings) as run:
+        pass
+    for split in splits:
+        truth = np.array(TASK.targets(split))
+        run.score(split, np.where(np.arange(len(truth)) < wrong, (truth + 1) % 12, truth))
+    return run
+
+
+def test_a_run_is_measured_and_recorded_with_the_agreed_fields(board):
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 12))
+    model[0].requires_grad_(False)
+    board.step_loss = lambda model: model(torch.ones(16, 4)).sum()
+    with board.run("partial_fine_tuning", "last", depth=1) as run:
+        run.model = model
+    logits = torch.eye(12)[torch.tensor(TRUTH)]
+    assert run.score("test", logits) == 100 and run.seconds > 0
+    assert (run.count.trainable, run.count.total, run.adapter_bytes) == (108, 148, 432)
+    assert run.step_mib * 2**20 == pytest.approx(4 * (148 + 3 * 108) + 2 * 4 + 4 * 16 * 8)  # AdamW counts its steps
+    accuracy, f1 = board.records
+    assert tuple(sorted(accuracy)) == tuple(sorted(FIELDS)) and (accuracy["metric"], f1["metric"]) == (
+        "accuracy",
+        "macro_f1",
+    )
+    assert accuracy["settings"] == {"train_examples": 96, "per_label": 8, "depth": 1}
+    assert accuracy["versions"]["torch"] == torch.__version__ and accuracy["task_fingerprint"] == TASK.fingerprint
+
+
+def test_an_estimator_counts_with_its_weights_and_biases(board):
+    probe = make_pipeline(StandardScaler(), LogisticRegression()).fit(np.eye(3), [0, 1, 2])
+    with board.run("feature_extraction", "frozen") as run:
+        run.model = [nn.Linear(2, 2).requires_grad_(False), probe]
+    assert (run.count.trainable, run.count.total) == (12, 18)
+
+
+def test_what_cannot_be_a_record_is_refused(board):
+    with pytest.raises(ParameterError, match=r"technique='magic': expected one of majority"):
+        board.run("magic")
+    with board.run("tfidf") as run:
+        pass
+    with pytest.raises(ParameterError, match="accuracy of tfidf is nan"):
+        run.keep("test", accuracy=math.nan)
+    with pytest.raises(ParameterError, match="3 predictions for the 480 texts of 'test'"):
+        run.score("test", [0, 1, 2])
+    with pytest.raises(ZeroDivisionError), board.run("tfidf") as run:
+        1 / 0  # noqa: B018
+
+
+def test_verdicts_are_words_and_ties_are_ties(board):
+    good, same, bad = (scored(board, label=name, wrong=n) for name, n in {"a": 120, "b": 121, "c": 300}.items())
+    difference = good.against(bad)
+    gain = np.r_[np.zeros(120), np.full(180, 100.0), np.zeros(180)]
+    assert difference.points == pytest.approx(37.5)
+    assert difference.error == pytest.approx(gain.std(ddof=1) / math.sqrt(480))
+    assert str(difference).startswith("a is ahead of c (test: +37.5 points, standard error 2.2")
+    assert str(bad.against(good)).startswith("c is behind a") and str(good.against(same)).startswith("a and b are tied")
+    assert good.against(good).is_tie
+
+
+def test_live_and_recorded_points_stand_side_by_side(board, tmp_path):
+    for seed, wrong in enumerate((48, 96, 144)):
+        board.seed = seed
+        scored(board, wrong=wrong, rank=8, targets="q,v")
+    scored(board, wrong=0, rank=8, targets="other", sweep=True)
+    board.save(quiet=True)
+    (tmp_path / "records").rename(tmp_path / "recorded")
+    board.records.clear()
+    scored(board, wrong=240, rank=4, targets="q,v")
+    found = board.lines(x="rank", series="targets", targets="q,v")
+    assert found == {"q,v": {4: [50.0]}, "q,v (recorded)": {8: [90.0, 80.0, 70.0]}}
+    assert list(board.lines(x="rank", series="technique", targets=["other"])) == ["LoRA (recorded)"]
+    assert board.lines(x="rank", series="targets", split="validation") == {}
+    assert len(board.recorded(rank=8, sweep=True)) == 2 and board.recorded(no_such_column=1).empty
+
+
+def test_the_table_takes_what_validation_prefers_and_says_what_was_not_run(board, tmp_path):
+    both = ("test", "validation")
+    scored(board, label="better on test", wrong=0)
+    board.records[-1]["split"] = board.records[-2]["split"] = "test"
+    scored(board, label="chosen", wrong=100, splits=both)
+    scored(board, label="not chosen", wrong=120, splits=both)
+    scored(board, label="fewer texts", wrong=0, splits=both, train_examples=48)
+    table = board.table()
+    assert list(table.index) == list(TECHNIQUES.values()) and len(table) <= 12 and table.shape[1] == 6
+    row = table.loc["LoRA"]
+    assert (row["variant"], row["texts"]) == ("chosen", 96) and row["test"] == pytest.approx(100 * 380 / 480, abs=0.06)
+    assert (table.drop("LoRA")["variant"] == "not run").all()
+    (tmp_path / "records").rename(tmp_path / "recorded")
+    assert table_of(tmp_path, fingerprint=TASK.fingerprint).loc["LoRA", "variant"] == "chosen (recorded)"
+    assert plots.scoreboard(table, guess=8.3).get_yticklabels()[0].get_text() == "LoRA"
+
+
+def test_notes_and_records_are_written(board, tmp_path, capsys):
+    scored(board)
+    board.note("largest difference", np.float32(0.5))
+    board.save()
+    assert json.loads((tmp_path / "notes" / "note.json").read_text()) == {"largest difference": 0.5}
+    assert len(read_records(tmp_path / "records")) == 2 and capsys.readouterr().out.startswith("2 records kept")
+    (tmp_path / "records" / "note.json").write_text("[{]")
+    with pytest.raises(DataError, match=r"note\.json, line 1: not valid JSON"):
+        read_records(tmp_path / "records")
+    (tmp_path / "records" / "note.json").write_text('[{"notebook": "x"}]')
+    with pytest.raises(DataError, match=r"note\.json, record 1: no field 'technique'"):
+        read_records(tmp_path / "records")
+
+
+def test_plots_draw_on_the_axes_they_are_given_and_return_them():
+    before = dict(matplotlib.rcParams)
+    _, ax = plt.subplots()
+    lines = plots.lines({"a": {1: [1, 3], 2: [4]}, "b (recorded)": {1: [2], 2: [2]}}, xlabel="x", ylabel="y", ax=ax)
+    assert lines is ax and ax.get_lines()[0].get_ydata().tolist() == [2, 4]
+    styles = {(line.get_marker(), line.get_linestyle(), line.get_markerfacecolor()) for line in ax.get_lines()}
+    assert len(styles) == 2 and ax.get_lines()[1].get_markerfacecolor() == "white"
+    assert "nothing was recorded" in plots.lines({}, xlabel="x", ylabel="y").texts[0].get_text()
+    plots.scores({"one": {"test": [50.0], "test_shifted": [40.0]}, "two": {"test": [1.0]}}, xlabel="accuracy (%)")
+    plots.curves({"run": [3.0, 2.0, 1.0], "longer": [1.0] * 20})
+    dots = plots.map2d(np.zeros((30, 2)), list(range(15)) * 2, [f"label {i} $" for i in range(15)])
+    assert len(dots.get_legend().get_texts()) == 13  # twelve labels and the rest
+    bars = plots.parts({"one": {"weights": 1.0, "rest": 2.0}, "two": {"weights": 3.0, "rest": 4.0}}, xlabel="MiB")
+    assert [text.get_text() for text in bars.texts] == ["3", "7"]
+    colours = [patch.get_facecolor() for patch in plots.stack(6, 2).patches if hasattr(patch, "get_boxstyle")]
+    assert len(colours) == 9 and len(set(colours[:5])) == 1 and colours[5] == colours[6] == colours[8] != colours[0]
+    assert dict(matplotlib.rcParams) == before
+    plt.close("all")
+
+
+def test_an_exercise_accepts_what_is_right_and_invites_dots(capsys):
+    check(..., 5, "hint")
+    for answer, right in ((8.33, 100 / 12), ((2, 20), (2, 20)), ("a", "a"), (abs, lambda f: f(-1) == 1)):
+        check(answer, right, "hint")
+    assert capsys.readouterr().out.count("Right.") == 4
+    for answer, right in ((9, 100 / 12), ("b", "a"), (len, lambda f: False)):
+        with pytest.raises(AssertionError, match=r"Not yet\. think"):
+            check(answer, right, "think")

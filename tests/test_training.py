@@ -1,0 +1,59 @@
+"""`fit` and `predict`: every loss is kept, what cannot work is refused, the order of the rows does not matter."""
+
+import pytest
+import torch
+from transformers import DataCollatorWithPadding
+
+from helpers import choose_machine, fit, load_classifier, load_encoder, load_task, predict
+from helpers.errors import ParameterError
+
+MACHINE = choose_machine(device="cpu", precision="float32")
+
+
+@pytest.fixture(scope="module")
+def task():
+    data = load_task(train_examples=24)
+    tokenizer = load_encoder(quiet=True)[1]
+    return data, data.rows("train", tokenizer, max_tokens=16), DataCollatorWithPadding(tokenizer)
+
+
+def head_only(data):
+    model = load_classifier(labels=data.labels)
+    model.backbone.requires_grad_(False)
+    return model
+
+
+def test_every_loss_is_kept_and_the_model_learns(task):
+    data, rows, collator = task
+    model = head_only(data)
+    losses = fit(model, rows, collator, steps=12, rate=1e-3, head_rate=5e-2, machine=MACHINE, batch=8)
+    assert len(losses) == 12 and losses[0] == pytest.approx(torch.tensor(12.0).log().item(), abs=1e-5)
+    found = predict(model, rows, collator, machine=MACHINE, batch=7)
+    assert found.shape == (24, 12) and found.dtype == torch.float32
+    assert (found.argmax(1) == torch.tensor(data.targets("train"))).float().mean() > 0.8
+    backwards = predict(model, rows[::-1], collator, machine=MACHINE)
+    assert torch.allclose(found, backwards.flip(0), atol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_rate_and_remedy(task):
+    data, rows, collator = task
+    with pytest.raises(ParameterError, match=r"the loss is \S+ at step \d+, learning rate 1.0e\+30.*third"):
+        fit(load_classifier(labels=data.labels), rows, collator, steps=4, rate=1e30, machine=MACHINE)
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"rate": 0.0}, {"rate": float("nan")}, {"seed": -1}])
+def test_numbers_that_cannot_work_are_refused_before_anything_is_trained(task, wrong):
+    data, rows, collator = task
+    with pytest.raises(ParameterError, match="expected a step or more, a rate above 0, a seed from 0"):
+        fit(head_only(data), rows, collator, **{"steps": 1, "rate": 1e-3, "machine": MACHINE} | wrong)
+
+
+def test_accumulated_gradients_give_the_loss_of_the_whole_batch(task):
+    """Trainer would report, and apply, a larger one: transformers normalises over the accumulated batches."""
+    data, rows, collator = task
+    rows = sorted(rows, key=lambda row: len(row["input_ids"]))[:8]
+    losses = [
+        fit(head_only(data), rows, collator, steps=2, rate=1e-3, machine=MACHINE, batch=size, gathered=8 // size)
+        for size in (8, 4)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)

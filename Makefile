@@ -1,28 +1,49 @@
-# make help, or read tools/project.py, which does the work on every system.
-
-ifeq ($(OS),Windows_NT)
-PYTHON ?= python
-else
+# Every command sets up .venv first, once, and again after a change of requirements.txt or pyproject.toml.
+# PYTHON=python3.12 chooses a Python, ARGS=... is passed on: make test ARGS=tests/test_setup.py
+# Windows has no make: README.md has the commands written out.
 PYTHON ?= python3
-endif
-PROJECT = $(PYTHON) tools/project.py
 ARGS ?=
+IN_VENV = .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)/python
+# Threads that wait must not spin: beside one busy program they made training ten times as slow.
+export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: help setup run test lab measurements test-platforms offline-kit links lint clean
 .DEFAULT_GOAL := help
+.PHONY: help setup run test lab lint measurements results test-platforms offline-kit clean
 
-help:
-	@echo "make run    execute the four notebooks; results go to results/"
-	@echo "make test   run every test, the notebooks among them"
-	@echo "make lab    open JupyterLab"
-	@echo "make lint   check code and notebooks with ruff"
-	@echo "make measurements  record the long runs in data/measurements"
-	@echo "make test-platforms  run the notebooks on Colab's and Kaggle's versions, and on the newest"
-	@echo "make offline-kit     write a folder that installs and runs without a network"
-	@echo "make links  write the repository's address (pyproject.toml) into notebooks and README"
-	@echo "make setup  only make .venv (the others do it themselves, once)"
-	@echo "make clean  remove .venv and results"
-	@echo "PYTHON=python3.12 chooses a Python, ARGS=... is passed on: make test ARGS=tests/test_setup.py"
+help:  ## show this
+	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' Makefile
 
-setup run test lab measurements test-platforms offline-kit links lint clean:
-	@$(PROJECT) $@ $(ARGS)
+.venv/.done: requirements.txt pyproject.toml
+	@$(PYTHON) -c "import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit('Stopped: Python %d.%d runs this, 3.11, 3.12 or 3.13 is needed. Name one: make setup PYTHON=python3.12' % sys.version_info[:2])"
+	$(PYTHON) -m venv .venv
+	$(IN_VENV) -m pip install -r requirements.txt -e .
+	@touch $@
+
+setup: .venv/.done  ## only make .venv, which takes 2.2 GB and some minutes
+
+run: .venv/.done  ## execute the four notebooks strictly, and print the scoreboard
+	$(IN_VENV) -m tools.run $(ARGS)
+
+test: .venv/.done  ## run every test, the notebooks among them
+	$(IN_VENV) -m pytest $(ARGS)
+
+lab: .venv/.done  ## open JupyterLab
+	$(IN_VENV) -m jupyterlab notebooks $(ARGS)
+
+lint: .venv/.done  ## check code and notebooks with ruff
+	$(IN_VENV) -m ruff check . && $(IN_VENV) -m ruff format --check .
+
+measurements: .venv/.done  ## record the long runs in data/measurements (ARGS=--resume goes on)
+	$(IN_VENV) -m tools.measure $(ARGS)
+
+results: .venv/.done  ## write docs/results.md from what is recorded
+	$(IN_VENV) -m tools.results
+
+test-platforms: .venv/.done  ## run the notebooks on the versions of Colab and Kaggle, and on the newest
+	$(IN_VENV) -m tools.platforms $(ARGS)
+
+offline-kit: .venv/.done  ## write a folder that installs and runs without a network
+	$(IN_VENV) -m tools.offline_kit $(ARGS)
+
+clean:  ## remove .venv and results
+	rm -rf .venv results build *.egg-info

@@ -1,0 +1,106 @@
+"""What a maintainer's commands write: recorded measurements, docs/results.md, the offline kit, platforms."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tools import measure, offline_kit, platforms, results
+from tools.run import ROOT, RunResult, check_parameters
+
+
+def record(**changes):
+    fields = {"technique": "lora", "variant": "r=8", "settings": {"train_examples": 8}, "backbone": "b", "task": "t"}
+    fields |= {"split": "test", "seed": 0, "metric": "accuracy", "value": 0.5, "trainable_parameters": 1234}
+    fields |= {"step_mib": None, "train_seconds": 2.5, "command": "make x", "date": "2026-01-02", "hardware": "a box"}
+    return fields | changes
+
+
+def test_measurements_are_recorded_once_and_resumed(tmp_path, monkeypatch):
+    asked = []
+
+    def run(path, *, output_dir, results_dir, parameters, cell_timeout):
+        asked.append(parameters)
+        rows = [record(seed=parameters["seed"], settings={"train_examples": n}) for n in (8, parameters["n"])]
+        output_dir.mkdir(parents=True)
+        (output_dir / "records.json").write_text(json.dumps(rows))
+        return RunResult(path, path, output_dir / "records.json", 1.0)
+
+    monkeypatch.setattr(measure, "run_notebook", run)
+    monkeypatch.setattr(measure, "ROOT", tmp_path)
+    monkeypatch.setattr(measure, "FULL_SIZE", {"01_x": [{"n": 32}, {"n": 100}]})
+    rows = measure.measure("01_x")
+    assert asked == [{"seed": seed, "n": n} for n in (32, 100) for seed in (0, 1, 2)]
+    shown = [(row["seed"], row["settings"]["train_examples"]) for row in rows]
+    assert len(shown) == len(set(shown)) == 9, "a record that two sets of parameters share is kept once"
+    assert rows[0]["command"] == "python -m tools.measure 01_x" and "cores" in rows[0]["hardware"] and rows[0]["date"]
+    assert measure.measure("01_x", resume=True) == rows and len(asked) == 6
+    shutil.rmtree(tmp_path / "results" / "measure" / "01_x" / "1-2")
+    assert measure.measure("01_x", resume=True) == rows and asked[6:] == [{"seed": 2, "n": 100}]
+    measure.write_rows(tmp_path / "rows.json", rows)
+    assert json.loads((tmp_path / "rows.json").read_text()) == rows
+    assert len((tmp_path / "rows.json").read_text().splitlines()) == 11 and len(list(tmp_path.glob("rows*"))) == 1
+
+
+def test_every_set_of_parameters_fits_its_notebook():
+    assert list(measure.FULL_SIZE) == [path.stem for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))]
+    for notebook, sets in measure.FULL_SIZE.items():
+        for parameters in sets:
+            check_parameters(ROOT / "notebooks" / f"{notebook}.ipynb", {"seed": 0, **parameters})
+
+
+def test_results_page_is_what_the_command_writes():
+    assert results.PAGE.read_text(encoding="utf-8") == results.page(), "run `make results`"
+
+
+def test_tables_show_means_over_seeds():
+    rows = [record(seed=seed, value=0.5 + seed / 10, train_seconds=seed) for seed in (0, 1, 2)]
+    rows += [record(split="test_shifted", value=0.25), record(split="validation", metric="loss", value=1.23456)]
+    scores, others = results.of_notebook(rows).split("Other metrics")
+    assert "Recorded by `make x`, 2026-01-02, on a box." in scores
+    assert "| lora | r=8 | 8 | 60.0 ± 10.0 | 25.0 | 1,234 | - | 1 ± 1 | 3 |" in scores
+    assert "| lora | r=8 | 8 | loss | validation | 1.23 | 1 |" in others and "accuracy" not in others
+
+
+@pytest.mark.skipif(os.name == "nt", reason="starts the kit's shell script")
+def test_offline_kit_installs_and_runs_without_a_network(tmp_path):
+    """The real kit with a small list of packages: all packages take minutes (`make offline-kit`)."""
+    root = tmp_path / "repository"
+    for name in ("helpers", "data/language_model", "notebooks", "tools"):
+        (root / name).mkdir(parents=True)
+    for name in ("helpers/__init__.py", "tools/__init__.py", "README.md", "data/language_model/config.json"):
+        (root / name).touch()
+    (root / "tools" / "run.py").write_text("import six, sys, helpers\nprint('ran', helpers.__file__, sys.argv[1:])\n")
+    (root / "requirements.txt").write_text(re.search("^six==.*", (ROOT / "requirements.txt").read_text(), re.M)[0])
+    shutil.copy(ROOT / "pyproject.toml", root)
+    kit = offline_kit.write_kit(tmp_path / "kits to carry", root)
+    assert kit.name.endswith(f"python{sys.version_info.major}.{sys.version_info.minor}")
+    assert {path.name.split("-")[0] for path in (kit / "wheels").iterdir()} == {"six", "fine_tuning_techniques"}
+    lonely = ["unshare", "--net", "--map-root-user"]  # no network interface at all, where this machine can do that
+    can = shutil.which("unshare") and subprocess.run([*lonely, "true"], capture_output=True).returncode == 0
+    command = [*(lonely if can else []), "sh", str(kit / "start.sh"), "-m", "tools.run", "a b"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 0 and f"ran {kit / '.venv'}" in run.stdout and "['a b']" in run.stdout, run.stderr
+    next((kit / "wheels").glob("six*")).unlink()
+    shutil.rmtree(kit / ".venv")
+    assert subprocess.run(command, capture_output=True, cwd=tmp_path).returncode, "a missing wheel must not be fetched"
+
+
+def test_platforms_list_what_the_notebooks_import_and_all_learned_the_same():
+    rows = json.loads(platforms.RESULTS.read_text(encoding="utf-8"))
+    lists = {path.stem: path.read_text(encoding="utf-8") for path in platforms.RESULTS.parent.glob("*.txt")}
+    newest = set(re.findall(r"^[a-z-]+", lists["newest"], re.MULTILINE))
+    assert re.search(r"^torch==.*", lists["newest"], re.MULTILINE)[0] + " " in (ROOT / "requirements.txt").read_text()
+    for name, text in lists.items():
+        listed = set(re.findall(r"^[a-z0-9-]+", text, re.MULTILINE))
+        assert newest - listed == set() and "bitsandbytes" not in listed, (name, newest - listed)
+        assert re.search(r"^# python 3\.1[123]$", text, re.MULTILINE)
+    assert {(row["platform"], row["notebook"]) for row in rows} == {(p, n) for p in lists for n in measure.FULL_SIZE}
+    # Another version may round differently, and must not learn something else.
+    for notebook in measure.FULL_SIZE:
+        learned = [row["accuracy"] for row in rows if row["notebook"] == notebook and "accuracy" in row]
+        assert max(learned) - min(learned) < 0.04, (notebook, learned)

@@ -12,12 +12,15 @@ ROOT = Path(__file__).resolve().parent.parent
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PARAMETERS = {
     "task": "helpdesk",
+    "text_column": "text",
+    "label_column": "label",
     "encoder": "sentence-transformers/all-MiniLM-L6-v2",
     "seed": 0,
-    "train_examples": 0,
+    "train_examples": 384,
     "results_dir": "results",
 }
-LONGEST_CELL = 30
+LONGEST_CELL, WIDEST_LINE = 30, 88
+REBUILT = ("01_feature_extraction",)  # the others follow, and then keep the same limits
 MINUTES_OF_READING = 60
 WORDS_A_MINUTE = 200
 
@@ -71,16 +74,21 @@ def test_parameters_cell(notebook):
     assert {name: values.get(name) for name in PARAMETERS} == PARAMETERS
 
 
-def test_cells_are_short(notebook):
-    lengths = [len([line for line in cell.source.splitlines() if line.strip()]) for cell in code_cells(notebook)]
-    assert max(lengths) <= LONGEST_CELL
-    assert sorted(lengths)[len(lengths) // 2] <= 10
-    assert all(cell.source.strip() for cell in notebook.cells)
+def test_cells_are_short(notebook, path):
+    cells = [[line for line in cell.source.splitlines() if line.strip()] for cell in code_cells(notebook)]
+    lengths = sorted(map(len, cells))
+    assert lengths[-1] <= LONGEST_CELL and all(cell.source.strip() for cell in notebook.cells)
+    assert max(len(line) for cell in cells for line in cell) <= WIDEST_LINE
+    if path.stem in REBUILT:
+        assert len(lengths) <= 45 and sum(lengths) <= 420 and lengths[len(lengths) // 2] <= 6
 
 
 def test_code_is_never_hidden_or_handed_to_a_shell(notebook):
-    for cell in code_cells(notebook):
-        assert not re.search(r"^\s*(!|%%|%pip|%conda)", cell.source, flags=re.MULTILINE), cell.id
+    """But for installing, at the beginning, what a notebook that was opened alone lacks."""
+    for number, cell in enumerate(code_cells(notebook)):
+        shell = re.findall(r"^\s*(?:!|%%|%\w+).*$", cell.source, flags=re.MULTILINE)
+        installs = [line for line in shell if line.startswith("    %pip install --quiet --no-deps {")]
+        assert not shell or (shell == installs and number < 2), cell.id
         assert not {"hide-input", "remove-input", "hide_input"} & set(cell.metadata.get("tags", [])), cell.id
 
 
@@ -96,18 +104,20 @@ def test_beginning_and_end(notebook):
     for promise in ("What you'll do", "What you'll learn", "What you'll need"):
         assert promise in first
     text = prose(notebook)
-    for heading in ("Going further", "On your own data", "Exercises", "What you learned", "Further reading"):
+    for heading in ("Going further", "On your own data", "What you learned", "Further reading"):
         assert f"# {heading}" in text, heading
-    assert "write_records" in code_cells(notebook)[-1].source
+    assert "board.save()" in code_cells(notebook)[-1].source and "headline" in code_cells(notebook)[-1].source
 
 
-def test_exercises_have_a_check_and_a_tagged_solution(notebook):
-    solutions = [cell for cell in code_cells(notebook) if "solution" in cell.metadata.get("tags", [])]
-    exercises = [cell for cell in code_cells(notebook) if cell.id.startswith("exercise-")]
-    assert 2 <= len(solutions) == len(exercises) <= 4
-    for number in range(1, len(solutions) + 1):
-        ids = [cell.id for cell in notebook.cells]
-        assert ids.index(f"exercise-{number}") < ids.index(f"solution-{number}")
+def test_what_the_reader_fills_in_has_a_check_and_a_tagged_solution(notebook):
+    ids = [cell.id for cell in notebook.cells]
+    open_ones = [cell for cell in code_cells(notebook) if cell.id.startswith(("fill-", "exercise-"))]
+    solutions = [cell.id for cell in code_cells(notebook) if "solution" in cell.metadata.get("tags", [])]
+    assert 2 <= len(open_ones) == len(solutions)
+    for cell in open_ones:
+        assert "check" in cell.source, cell.id
+        solution = f"solution-{cell.id.partition('-')[2]}"
+        assert solution in solutions and ids.index(cell.id) < ids.index(solution), cell.id
 
 
 def test_images_have_alt_text_and_links_lead_somewhere(notebook):
@@ -122,7 +132,7 @@ def test_images_have_alt_text_and_links_lead_somewhere(notebook):
 def test_every_figure_is_followed_by_prose(notebook):
     cells = notebook.cells
     for cell, after in itertools.pairwise(cells):
-        if cell.cell_type == "code" and "plt.show()" in cell.source and cell.id != "records":
+        if cell.cell_type == "code" and "plt.show()" in cell.source and cell.id not in ("records", "scoreboard"):
             printed = "print(" in cell.source.split("plt.show()")[1] or cell.source.split("plt.show()")[1].strip()
             assert printed or after.cell_type == "markdown" or "print(" in after.source, cell.id
 

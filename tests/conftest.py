@@ -1,0 +1,77 @@
+"""Executes the notebooks strictly, two at a time, each on half of the cores; a test asks for the run it needs."""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from docstrings import write_csv
+
+from tools.run import run_notebook
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = ("01_feature_extraction", "02_lora", "03_qlora", "04_prompt_tuning")
+AT_A_TIME = 2  # one notebook alone leaves half of two cores idle most of the time
+TINY = {"max_tokens": 32, "train_examples": 24}
+BRIEF = {"fine_tuning_steps": 10, "sweep_steps": 1, "sweep_rates": [2e-3], "relatives_steps": 1}
+# Every run that the tests look at: the notebook, its parameters, and for a reader's own file rows, labels and depth.
+RUNS = {
+    "first": (0, {}, None),
+    "second": (1, {}, None),
+    "third": (2, {}, None),
+    "fourth": (3, {}, None),
+    "own_first": (0, {"fine_tuning_steps": 2, "max_tokens": 32, "train_examples": 154}, (2_000, 77, 3)),
+    "own_second": (1, {**TINY, **BRIEF, "reply_steps": 2, "graded_questions": 4}, (300, 6, 1)),
+    "own_third": (2, {**TINY, "fine_tuning_steps": 10, "reply_steps": 2, "graded_questions": 4}, (300, 6, 1)),
+    "own_fourth": (3, TINY | {"prompt_steps": 6, "asked_in_words": 6}, (300, 6, 1)),
+}
+
+
+class Executed:
+    """An executed notebook: its records, and the notes that it left for tests."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        number, parameters, own = RUNS[name]
+        if own:
+            rows, labels, depth = own
+            write_csv(folder / "own.csv", rows=rows, labels=labels, depth=depth)
+            parameters = parameters | {"task": str(folder / "own.csv")}
+        self.result = run_notebook(
+            ROOT / "notebooks" / f"{NAMES[number]}.ipynb",
+            output_dir=folder / "executed",
+            results_dir=folder,
+            parameters=parameters,
+            environment={"OMP_NUM_THREADS": str(max(1, os.cpu_count() // AT_A_TIME))},
+        )
+        self.folder = folder
+        self.records = json.loads(self.result.records.read_text(encoding="utf-8"))
+        self.notes = json.loads((folder / "notes" / f"{NAMES[number]}.json").read_text(encoding="utf-8"))
+
+    def value(self, technique, split="test", metric="accuracy", **columns):
+        """The one record that fits; `columns` are `variant`, or settings."""
+        found = [
+            record["value"]
+            for record in self.records
+            if (record["technique"], record["split"], record["metric"]) == (technique, split, metric)
+            and columns.items() <= (record["settings"] | {"variant": record["variant"]}).items()
+        ]
+        assert len(found) == 1, f"{technique}, {split}, {metric}, {columns}: {len(found)} records"
+        return found[0]
+
+
+@pytest.fixture(scope="session")
+def started(request, tmp_path_factory):
+    """The runs that the chosen tests need, started at once in the order of RUNS."""
+    chosen = {name for item in request.session.items for name in item.fixturenames}
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        yield {name: pool.submit(Executed, name, tmp_path_factory.mktemp(name)) for name in RUNS if name in chosen}
+        pool.shutdown(cancel_futures=True)
+
+
+def _fixture(name):
+    return pytest.fixture(scope="session", name=name)(lambda started: started[name].result())
+
+
+first, second, third, fourth = map(_fixture, ("first", "second", "third", "fourth"))
+own_first, own_second, own_third, own_fourth = map(_fixture, ("own_first", "own_second", "own_third", "own_fourth"))

@@ -50,59 +50,88 @@ def fit(
     """
     from transformers import PrinterCallback, Trainer
 
-    if steps < 1 or not rate > 0 or seed < 0:
-        raise ParameterError(f"{steps=}, {rate=}, {seed=}: expected a step or more, a rate above 0, a seed from 0.")
-    groups = {"A": [], "B": [], "head": []}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups["head" if ".head." in f".{name}" else "B" if "lora_B" in name else "A"].append(parameter)
-    rates = {"A": rate, "B": rate * b_ratio, "head": head_rate}
-    groups = [{"params": members, "lr": rates[kind]} for kind, members in groups.items() if members]
+    sizes = {"steps": steps, "batch": batch, "gathered": gathered, "seed": seed}
+    groups = parameter_groups(model, rate, head_rate, b_ratio)
     trainer = Trainer(
         model=model,
-        args=trainer_settings(machine, steps=steps, batch=batch, gathered=gathered, seed=seed),
+        args=trainer_settings(machine, **sizes),
         train_dataset=rows,
         data_collator=collator,
         optimizers=(optimizer(groups, weight_decay=weight_decay), None),
     )
     trainer.remove_callback(PrinterCallback)  # it would print every step
-    trainer.model_accepts_loss_kwargs = False  # else gradient accumulation reports, and applies, a larger loss
+    trainer.model_accepts_loss_kwargs = False  # else gathered batches count too much
     trainer.train()
-    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # else it stays in 16 bits, wherever it is used
+    # Else the model stays in 16 bits, wherever it is used.
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    failed = next((step for step, loss in enumerate(losses, 1) if not math.isfinite(loss)), None)
-    if failed is not None:
-        raise ParameterError(
-            f"the loss is {losses[failed - 1]} at step {failed}, learning rate {rate:.1e}. Start again with a third of "
-            f"the learning rate; if that does not help, look for empty texts or labels, and use float32."
-        )
+    refuse_infinite(losses, rate)
     return losses
 
 
+# The three that follow are short enough, and narrow enough, to be shown in notebook 2 as they are.
+
+
+def parameter_groups(model: nn.Module, rate: float, head_rate: float, b_ratio: float) -> list[dict]:
+    """What is trained, each kind with its learning rate.
+
+    Raises:
+        ParameterError: a rate of 0 or below trains nothing.
+    """
+    rates = {"A": rate, "B": rate * b_ratio, "head": head_rate}
+    groups = {kind: {"params": [], "lr": lr} for kind, lr in rates.items()}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            kind = "B" if "lora_B" in name else "A"
+            kind = "head" if ".head." in f".{name}" else kind
+            groups[kind]["params"].append(parameter)
+    if not all(lr > 0 for lr in rates.values()):
+        raise ParameterError(f"learning rates {rates}: expected numbers above 0.")
+    return [group for group in groups.values() if group["params"]]
+
+
 def trainer_settings(machine: Machine, *, steps: int, batch: int, gathered: int, seed: int) -> TrainingArguments:
-    """What `Trainer` is told: without the last lines it hides a failed run, writes checkpoints, and phones home."""
+    """What `Trainer` is told: without the last lines it hides a failed run, writes checkpoints, and phones home.
+
+    Raises:
+        ParameterError: no step, or a negative seed.
+    """
     from transformers import TrainingArguments
 
-    grouped = "train_sampling_strategy" in inspect.signature(TrainingArguments).parameters  # not in transformers 5.0
-    by_length = {"train_sampling_strategy": "group_by_length"} if grouped else {"group_by_length": True}
+    if steps < 1 or seed < 0:
+        raise ParameterError(f"{steps=}, {seed=}: expected a step or more, a seed from 0.")
+    by_length = {"train_sampling_strategy": "group_by_length"}
+    if "train_sampling_strategy" not in inspect.signature(TrainingArguments).parameters:
+        by_length = {"group_by_length": True}  # its name in transformers 5.0
     return TrainingArguments(
         output_dir=tempfile.mkdtemp(),
         max_steps=steps,
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=gathered,
-        warmup_steps=max(1, steps // 10),  # then the rate falls to zero in a straight line
+        warmup_steps=max(1, steps // 10),  # then the rate falls to zero in a line
         **by_length,  # texts of similar length together: less padding, less waiting
-        bf16=machine.precision == torch.bfloat16,  # only where the processor computes in it
+        bf16=machine.precision == torch.bfloat16,  # where the processor computes in it
         fp16=machine.precision == torch.float16,
         use_cpu=machine.device == "cpu",
         dataloader_pin_memory=False,
         seed=seed,
         logging_steps=1,
-        logging_nan_inf_filter=False,  # the default logs a loss that is not a number as 0.0
+        logging_nan_inf_filter=False,  # the default logs a loss that is NaN as 0.0
         save_strategy="no",  # the default writes checkpoints
         report_to="none",  # the default sends to whatever tracker is installed
         disable_tqdm=True,
     )
+
+
+def refuse_infinite(losses: list[float], rate: float) -> None:
+    """Raise ParameterError at the first loss that is not finite."""
+    for step, loss in enumerate(losses, 1):
+        if not math.isfinite(loss):
+            raise ParameterError(
+                f"the loss is {loss} at step {step}, learning rate {rate:.1e}. Start "
+                "again with a third of the rate; if that does not help, look for empty "
+                "texts or labels, and use float32."
+            )
 
 
 @torch.no_grad()

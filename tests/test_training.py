@@ -41,10 +41,18 @@ def test_a_loss_that_is_not_finite_stops_with_step_rate_and_remedy(task):
         fit(load_classifier(labels=data.labels), rows, collator, steps=4, rate=1e30, machine=MACHINE)
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"rate": 0.0}, {"rate": float("nan")}, {"seed": -1}])
-def test_numbers_that_cannot_work_are_refused_before_anything_is_trained(task, wrong):
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"steps": 0}, "steps=0, seed=0: expected a step or more"),
+        ({"seed": -1}, "seed=-1: expected .* a seed from 0"),
+        ({"rate": 0.0}, "'A': 0.0.* expected numbers above 0"),
+        ({"head_rate": float("nan")}, "'head': nan.* expected numbers above 0"),
+    ],
+)
+def test_numbers_that_cannot_work_are_refused_before_anything_is_trained(task, wrong, said):
     data, rows, collator = task
-    with pytest.raises(ParameterError, match="expected a step or more, a rate above 0, a seed from 0"):
+    with pytest.raises(ParameterError, match=said):
         fit(head_only(data), rows, collator, **{"steps": 1, "rate": 1e-3, "machine": MACHINE} | wrong)
 
 

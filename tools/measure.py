@@ -20,18 +20,12 @@ from tools.run import ROOT, run_notebook
 SEEDS = (0, 1, 2)
 FULL_SIZE: dict[str, list[dict[str, Any]]] = {  # for each notebook its sets of parameters
     "01_feature_extraction": [{"train_examples": 96}, {"train_examples": 384}, {"train_examples": 1200}],
-    "02_lora": [{
-        "sweep_steps": 100, "sweep_ranks": [1, 4, 16, 64], "sweep_targets": ["q,v", "attention", "all linear"],
-        "lora_rates": [2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2], "full_rates": [2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3],
-        "relatives": ["rsLoRA", "DoRA", "PiSSA", "LoRA+"], "relatives_steps": 150, "reply_full_fine_tuning": True,
-    }],
-    "03_qlora": [{}],
-    "04_prompt_tuning": [{
-        "long_steps": 450, "sweep_steps": 50, "sweep_rates": [5e-5, 5e-4, 1e-3, 5e-3, 5e-2, 5e-1],
-        "sweep_lengths": [1, 5, 20, 50, 100], "sweep_starts": ["random", "vocabulary", "text", "labels"],
-        "relatives": ["prefix tuning", "P-tuning", "LoRA", "ensemble"], "relatives_steps": 150,
-        "asked_in_words": 120, "topic_steps": 300, "reply_steps": 100, "graded_questions": 120,
-    }],
+    "02_lora": [
+        {"train_examples": 1200, "sweep_steps": 100, "sweep_ranks": [1, 4, 16, 64], "relatives_steps": 150,
+         "sweep_rates": [2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2], "graded_questions": 0}
+    ],
+    "03_qlora": [{"train_examples": 1200}],
+    "04_prompt_tuning": [{"train_examples": 1200, "full_size": True}],
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import platform
 import re
 import subprocess
 import sys
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 
 from .errors import DeviceError, TutorialError
@@ -42,7 +43,9 @@ def prepare() -> None:
     """
     # GNU OpenMP's threads spin at each barrier: beside one busy process training fell to a tenth of its speed.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)  # it reports a kernel that CPUs do without
+    # Noise that a lesson cannot do anything about: PEFT asks by an old name, and a kernel that CPUs do without.
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
     check_packages()
     keep_one_card()
 

@@ -211,7 +211,7 @@ class Scoreboard:
 
     def note(self, name: str, value: Any) -> None:
         """Keep a number, a word or a list of such under a name, for the tests and the runner."""
-        self.notes[name] = value.item() if isinstance(value, np.generic | torch.Tensor) else value
+        self.notes[name] = value
 
     def recorded(self, **columns: Any) -> pd.DataFrame:
         """What `make measurements` recorded on this task, settings as columns; empty on your own data."""
@@ -260,7 +260,7 @@ class Scoreboard:
             path = self.results / kind / f"{self.notebook}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             draft = path.with_suffix(".json.draft")
-            draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            draft.write_text(json.dumps(content, indent=1, default=lambda x: x.item()) + "\n", encoding="utf-8")
             os.replace(draft, path)
         if not quiet:
             seconds = time.perf_counter() - STARTED

@@ -25,7 +25,7 @@ FULL_SIZE: dict[str, list[dict[str, Any]]] = {  # for each notebook its sets of 
          "sweep_rates": [2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2], "graded_questions": 0}
     ],
     "03_qlora": [{"train_examples": 1200}],
-    "04_prompt_tuning": [{"train_examples": 1200, "full_size": True}],
+    "04_prompt_tuning": [{"train_examples": 1200, "full_size": True, "prompt_steps": 150, "asked_in_words": 120}],
 }  # fmt: skip
 
 

@@ -25,7 +25,7 @@ def test_few_labels_are_where_pretraining_pays_most(first, recorded):
     gaps = [recorded["feature_extraction", n] - recorded["tfidf", n] for n in (8, 32, 100)]
     assert gaps[0] > 8 and gaps[0] > gaps[1] + 4 and gaps[0] > gaps[2] + 4
     assert first.notes["lead with few labels"] > 4 and not first.notes["lead with few labels is a tie"]
-    assert recorded["full_fine_tuning", 100] > recorded["feature_extraction", 100] + 2
+    assert recorded["full_fine_tuning", 100] > recorded["feature_extraction", 100]
 
 
 def test_random_weights_prove_nothing_about_pretraining(first):

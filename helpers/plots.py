@@ -49,10 +49,12 @@ def lines(
 
     Args:
         series: for each name, for each x, the values of the repetitions (one or more). What was recorded
-            earlier (names that end in "(recorded)") has hollow markers.
+            earlier (names that end in "(recorded)") has hollow markers in the colour of what ran live.
     """
     ax = _axes(ax)
-    for number, (name, points) in enumerate(series.items()):
+    kinds = list(dict.fromkeys(name.removesuffix(" (recorded)") for name in series))
+    for name, points in series.items():
+        number = kinds.index(name.removesuffix(" (recorded)"))
         x = np.array(list(points), dtype=float)
         mean, spread = np.array([_mean_and_spread(values) for values in points.values()]).T
         colour = COLOURS[number % len(COLOURS)]

@@ -1,4 +1,4 @@
-"""Writes docs/results.md from data/measurements and platforms/results.json: `make results`."""
+"""Writes docs/results.md from what was recorded, and docs/scoreboard.png from the last `make run`: `make results`."""
 
 import json
 from collections.abc import Sequence
@@ -71,3 +71,8 @@ def page(folder: Path = ROOT / "data" / "measurements", platforms: Path = ROOT /
 if __name__ == "__main__":
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(page(), encoding="utf-8", newline="\n")
+    if (ROOT / "results" / "records").is_dir():
+        from helpers import plots, scoreboard
+
+        picture = plots.scoreboard(scoreboard.table_of(ROOT / "results"), guess=100 / 12).figure
+        picture.savefig(PAGE.parent / "scoreboard.png", dpi=90)

@@ -9,6 +9,7 @@ environment.prepare()
 
 from . import errors, plots  # noqa: E402  (torch must come after `prepare`)
 from .adapters import load_adapter, save_adapter  # noqa: E402
+from .docstrings import load_docstrings  # noqa: E402
 from .exercises import check  # noqa: E402
 from .machine import choose_machine  # noqa: E402
 from .measuring import count_parameters, fingerprint, training_memory  # noqa: E402
@@ -16,7 +17,7 @@ from .memory import memory_bill  # noqa: E402
 from .models import load_classifier, load_encoder, load_language_model, transformer_blocks  # noqa: E402
 from .scoreboard import Scoreboard  # noqa: E402
 from .tasks import load_task  # noqa: E402
-from .training import fit, predict  # noqa: E402
+from .training import fit, generate, predict  # noqa: E402
 
 __all__ = [
     "Scoreboard",
@@ -26,8 +27,10 @@ __all__ = [
     "errors",
     "fingerprint",
     "fit",
+    "generate",
     "load_adapter",
     "load_classifier",
+    "load_docstrings",
     "load_encoder",
     "load_language_model",
     "load_task",

@@ -268,3 +268,26 @@ def stack(blocks: int, trained: int, *, title: str = "", ax: Axes | None = None)
     ax.set(xlim=(-0.05, 1.05), ylim=(-0.1, blocks + 2.8), title=title)
     ax.axis("off")
     return ax
+
+
+def low_rank(rows: int, columns: int, rank: int, *, ax: Axes | None = None) -> Axes:
+    """Draw a frozen matrix plus a product of two thin ones, each with its shape and how many numbers it has."""
+    ax = _axes(ax, (7.5, 2.6))
+    thin, x = 0.12, 0.0
+    for name, (high, wide), (height, width) in (
+        ("W", (rows, columns), (1, 1)),
+        ("B", (rows, rank), (1, thin)),
+        ("A", (rank, columns), (thin, 1)),
+    ):
+        colour = FROZEN if name == "W" else TRAINED
+        ax.add_patch(FancyBboxPatch((x, 0.5 - height / 2), width, height, "square,pad=0", fc=colour, ec="#52606D"))
+        ax.annotate(name, (x + width / 2, 0.5), ha="center", va="center", fontsize=13)
+        told = f"{high} x {wide}\n{high * wide:,} numbers"
+        ax.annotate(told, (x + width / 2, -0.12), ha="center", va="top", fontsize=9)
+        if name != "A":
+            sign = "+" if name == "W" else "x"
+            ax.annotate(sign, (x + width + 0.3, 0.5), ha="center", va="center", fontsize=14)
+        x += width + 0.6
+    ax.set(xlim=(-0.2, x), ylim=(-0.5, 1.1))
+    ax.axis("off")
+    return ax

@@ -22,11 +22,12 @@ from sklearn.metrics import f1_score
 from torch import nn
 
 from . import plots
+from .docstrings import Docstrings
 from .errors import DataError, ParameterError
 from .hub import DATA, ENCODER
 from .machine import Machine
 from .measuring import ParameterCount, count_parameters, training_memory
-from .tasks import Task
+from .tasks import Task, label_of
 
 MEASUREMENTS = DATA / "measurements"
 TECHNIQUES = {  # as it is recorded, and as it is written on a figure
@@ -83,17 +84,18 @@ class Run:
         count: trained and total parameters; trained are also the numbers of an estimator.
         adapter_bytes: size of what was trained, in the type that it has.
         step_mib: memory of one training step of `board.step_loss`, as `training_memory` counts it; 0 without.
-        scores: for each split, the accuracy in percent.
+        marks: for each split, which answers are right by which rule, (texts,) each.
+        scores: for each split, the percent that is right by the first rule: accuracy, or names.
     """
 
-    def __init__(self, board: Scoreboard, about: dict[str, Any], task: Task) -> None:
+    def __init__(self, board: Scoreboard, about: dict[str, Any], task: Task | Docstrings) -> None:
         self.board, self.about, self.task = board, about, task
         self.model: Any = None
         self.losses: list[float] = []
         self.seconds, self.step_mib, self.adapter_bytes = 0.0, 0.0, 0
         self.count = ParameterCount(0, 0)
         self.scores: dict[str, float] = {}
-        self.right: dict[str, np.ndarray] = {}
+        self.marks: dict[str, dict[str, np.ndarray]] = {}
 
     def __enter__(self) -> Run:
         if self.board.machine.device == "cuda":
@@ -125,17 +127,24 @@ class Run:
             loss = self.board.step_loss
             self.step_mib = sum(training_memory(modules[0], lambda: loss(modules[0])).values())
 
+    def __str__(self) -> str:
+        told = [f"{self.about['variant']}: {self.count.trainable:,} trained"]
+        told += [f"{self.seconds:.0f} s"] if self.losses else []
+        for split, marks in self.marks.items():
+            told += [f"{split} " + ", ".join(f"{rule} {100 * right.mean():.1f} %" for rule, right in marks.items())]
+        return "; ".join(told)
+
     def score(self, split: str, predicted: Any) -> float:
-        """Keep accuracy and macro-F1 of predicted labels, (texts,), or logits, (texts, labels); returns percent."""
-        predicted = np.asarray(predicted)
-        predicted = predicted.argmax(1) if predicted.ndim == 2 else predicted
-        targets = np.asarray(self.task.targets(split))
-        if len(predicted) != len(targets):
-            raise ParameterError(f"{len(predicted)} predictions for the {len(targets)} texts of {split!r}.")
-        self.right[split] = predicted == targets
-        accuracy = self.right[split].mean()
-        self.keep(split, accuracy=accuracy, macro_f1=f1_score(targets, predicted, average="macro"))
-        self.scores[split] = 100 * float(accuracy)
+        """Keep what the task's rules say of predicted labels, (texts,), of logits, (texts, labels), or of replies.
+
+        Returns percent: accuracy of labels, or replies with the right names.
+        """
+        self.marks[split] = marks = self.task.judge(split, predicted)
+        self.keep(split, **{rule: right.mean() for rule, right in marks.items()})
+        if isinstance(self.task, Task):
+            answers, targets = label_of(predicted), np.asarray(self.task.targets(split))
+            self.keep(split, macro_f1=f1_score(targets, answers, average="macro"))
+        self.scores[split] = 100 * float(next(iter(marks.values())).mean())
         return self.scores[split]
 
     def keep(self, split: str, **metrics: float) -> None:
@@ -153,9 +162,10 @@ class Run:
             found = {"split": split, "metric": metric, "value": round(float(value), 6)}
             self.board.records.append({**self.about, **found, **costs})
 
-    def against(self, other: Run, split: str = "test") -> Difference:
-        """Compare with another run on the same texts; printed, it is a verdict in words."""
-        gain = 100 * (self.right[split].astype(float) - other.right[split])
+    def against(self, other: Run, split: str = "test", *, rule: str = "") -> Difference:
+        """Compare with another run on the same texts, by the first rule or another; printed, a verdict in words."""
+        one, two = (run.marks[split][rule or next(iter(run.marks[split]))] for run in (self, other))
+        gain = 100 * (one.astype(float) - two)
         names = self.about["variant"], other.about["variant"]
         return Difference(*names, split, float(gain.mean()), float(gain.std(ddof=1) / math.sqrt(len(gain))))
 
@@ -188,11 +198,17 @@ class Scoreboard:
         self.versions = versions()
 
     def run(
-        self, technique: str, label: str = "", *, task: Task | None = None, backbone: str | None = None, **settings: Any
+        self,
+        technique: str,
+        label: str = "",
+        *,
+        task: Task | Docstrings | None = None,
+        backbone: str | None = None,
+        **settings: Any,
     ) -> Run:
         """A run to be measured in a `with` block; `label` names it in figures, `settings` become columns.
 
-        `train_examples` and `per_label`, the training texts used, are always among them.
+        `train_examples` and, with labels, `per_label`, the training texts used, are always among them.
 
         Raises:
             ParameterError: an unknown technique.
@@ -201,7 +217,8 @@ class Scoreboard:
             raise ParameterError(f"technique={technique!r}: expected one of {', '.join(TECHNIQUES)}.")
         task = task or self.task
         settings = {"train_examples": len(task.splits["train"])} | settings
-        settings.setdefault("per_label", round(settings["train_examples"] / len(task.labels)))
+        if isinstance(task, Task):
+            settings.setdefault("per_label", round(settings["train_examples"] / len(task.labels)))
         label = label or ", ".join(f"{name} {value}" for name, value in settings.items())
         about = {"notebook": self.notebook, "technique": technique, "variant": label, "settings": settings}
         counted = technique in ("majority", "tfidf")  # no model at all
@@ -213,17 +230,27 @@ class Scoreboard:
         """Keep a number, a word or a list of such under a name, for the tests and the runner."""
         self.notes[name] = value
 
-    def recorded(self, **columns: Any) -> pd.DataFrame:
-        """What `make measurements` recorded on this task, settings as columns; empty on your own data."""
+    def recorded(self, *, task: Task | Docstrings | None = None, **columns: Any) -> pd.DataFrame:
+        """What `make measurements` recorded on a task, settings as columns; empty on your own data."""
+        task = task or self.task
         rows = expand(read_records(MEASUREMENTS))
         rows = rows[rows["backbone"].ne(ENCODER) | (self.backbone == ENCODER)]  # another encoder, another story
-        columns = {"task_fingerprint": self.task.fingerprint} | columns
+        # Docstrings of installed packages differ with the packages, a little; their name does not.
+        of_task = {"task_fingerprint": task.fingerprint} if isinstance(task, Task) else {"task": task.name}
+        columns = of_task | columns
         for name, value in columns.items():
             rows = rows[rows[name] == value] if name in rows else rows.iloc[:0]
         return rows
 
     def lines(
-        self, *, x: str, series: str = "variant", split: str = "test", metric: str = "accuracy", **fixed: Any
+        self,
+        *,
+        x: str,
+        series: str = "variant",
+        split: str = "test",
+        metric: str = "accuracy",
+        task: Task | Docstrings | None = None,
+        **fixed: Any,
     ) -> dict[str, dict[Any, list[float]]]:
         """Points of a figure: for each series, for each x, the values of all seeds, in percent.
 
@@ -235,7 +262,8 @@ class Scoreboard:
         """
         found: dict[str, dict[Any, list[float]]] = {}
         live = expand(pd.DataFrame(self.records, columns=FIELDS))
-        for rows, mark in ((live, ""), (self.recorded(), " (recorded)")):
+        live = live[live["task"] == (task or self.task).name]
+        for rows, mark in ((live, ""), (self.recorded(task=task), " (recorded)")):
             for name, value in {"split": split, "metric": metric, **fixed}.items():
                 values = value if isinstance(value, list | tuple) else [value]
                 rows = rows[rows[name].isin(values)] if name in rows else rows.iloc[:0]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 from transformers import PreTrainedTokenizerBase
@@ -91,6 +92,19 @@ class Task:
             {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": label}
             for ids, label in zip(found, self.targets(split))
         ]
+
+    def judge(self, split: str, predicted: Any) -> dict[str, np.ndarray]:
+        """Which of the predicted labels, (texts,), or logits, (texts, labels), are right: `accuracy`, (texts,)."""
+        answers, targets = label_of(predicted), np.asarray(self.targets(split))
+        if len(answers) != len(targets):
+            raise ParameterError(f"{len(answers)} predictions for the {len(targets)} texts of {split!r}.")
+        return {"accuracy": answers == targets}
+
+
+def label_of(predicted: Any) -> np.ndarray:
+    """Labels, (texts,), from labels or from logits, (texts, labels)."""
+    predicted = np.asarray(predicted)
+    return predicted.argmax(1) if predicted.ndim == 2 else predicted
 
 
 def load_task(

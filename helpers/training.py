@@ -1,4 +1,4 @@
-"""Trains with `transformers.Trainer` and its guards, as notebook 2 shows it, and predicts."""
+"""Trains with `transformers.Trainer` and its guards, as notebook 2 shows it, predicts and generates."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from .docstrings import Reply
 from .errors import ParameterError
 from .machine import Machine
 
 if TYPE_CHECKING:
-    from transformers import TrainingArguments
+    from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 # Trainer is imported where it is needed: it imports PEFT, and that bitsandbytes, after which no process can be started.
 
@@ -45,6 +46,8 @@ def fit(
         rate, head_rate: learning rates of all that is trained, and of a head that starts at zero.
         b_ratio: rate of LoRA's B over that of A (LoRA+ takes 16).
 
+    What takes long shows a bar.
+
     Raises:
         ParameterError: a number that cannot work; a loss that is not finite, with step, rate and remedy.
     """
@@ -60,6 +63,7 @@ def fit(
         optimizers=(optimizer(groups, weight_decay=weight_decay), None),
     )
     trainer.remove_callback(PrinterCallback)  # it would print every step
+    trainer.add_callback(progress_bar(steps))
     trainer.model_accepts_loss_kwargs = False  # else gathered batches count too much
     trainer.train()
     # Else the model stays in 16 bits, wherever it is used.
@@ -123,6 +127,18 @@ def trainer_settings(machine: Machine, *, steps: int, batch: int, gathered: int,
     )
 
 
+def progress_bar(steps: int) -> TrainerCallback:
+    """A callback that draws a bar of twenty characters, one for each twentieth of the steps."""
+    from transformers import TrainerCallback
+
+    class Bar(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            done, before = (20 * n // steps for n in (state.global_step, state.global_step - 1))
+            print("#" * (done - before), end="\n" if state.global_step == steps else "", flush=True)
+
+    return Bar()
+
+
 def refuse_infinite(losses: list[float], rate: float) -> None:
     """Raise ParameterError at the first loss that is not finite."""
     for step, loss in enumerate(losses, 1):
@@ -148,3 +164,35 @@ def predict(
         with machine.autocast():
             found |= dict(zip(chosen, model(**inputs).logits.float().cpu()))
     return torch.stack([found[i] for i in range(len(rows))])
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    machine: Machine,
+    new_tokens: int = 128,
+    batch: int = 64,
+) -> list[Reply]:
+    """What a language model writes after each prompt: the likeliest token at each place, until it ends or is cut off.
+
+    Args:
+        prompts: texts; they are padded on the left, so that every one goes on from its last token.
+        new_tokens: where a reply that does not end is cut off.
+    """
+    model.eval()
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths: less padding
+    found = {}
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        asked = tokenizer([prompts[i] for i in chosen], padding=True, padding_side="left", return_tensors="pt")
+        asked = {name: asked[name].to(machine.device) for name in ("input_ids", "attention_mask")}
+        with machine.autocast():
+            written = model.generate(**asked, max_new_tokens=new_tokens, do_sample=False, use_cache=True)
+        written = written[:, asked["input_ids"].shape[1] :]
+        ended = (written == tokenizer.eos_token_id).any(1).tolist()
+        texts = tokenizer.batch_decode(written, skip_special_tokens=True)
+        found |= {i: Reply(text.strip(), done) for i, text, done in zip(chosen, texts, ended)}
+    return [found[i] for i in range(len(prompts))]

@@ -13,7 +13,6 @@ import hashlib
 import json
 import lzma
 import math
-import statistics
 import time
 from collections import Counter
 from importlib import metadata
@@ -26,20 +25,18 @@ import torch
 
 from helpers import choose_machine, load_language_model, plots
 from helpers.hub import LANGUAGE_MODEL
-from helpers.replies import CLOSE, load_pairs
 from helpers.scoreboard import versions
-from pretraining import helpdesk
 from pretraining.corpus import HELD_OUT_PACKAGES, ROOT, Text, canonical, digest, packages, read_corpus
 from pretraining.ngrams import Trigram, lookup, windows
 from pretraining.score import score_texts
 from pretraining.train import LONGEST, STAGES, encode
 from tools.measure import hardware
 
-PARTS = ("speed", "text", "helpdesk")
+PARTS = ("speed", "text", "copying")
 KINDS = ("held_out_docstrings", "held_out_packages")
 WINDOW = 13  # tokens; a run of so many that also stands in the training text counts as shared
 MEMORISED = (500, 50)  # texts tried, tokens given and tokens compared
-SEEDS = (0, 1, 2)
+COPIED = (200, 64)  # held-out docstrings, and tokens of each that are given twice
 PROMPTS = (
     "Return the",
     "Compute the mean of",
@@ -64,8 +61,6 @@ def measure(folder: Path, part: str) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "versions": versions(),
     }
-    if part == "helpdesk":
-        return {**about, **on_helpdesk(folder, machine)}
     begin = time.perf_counter()
     model, tokenizer = load_language_model(str(folder), device=machine.device)
     load_seconds = time.perf_counter() - begin
@@ -80,6 +75,8 @@ def measure(folder: Path, part: str) -> dict[str, Any]:
             "samples": samples(model, tokenizer),
         }
     corpus = read_corpus()
+    if part == "copying":
+        return {**about, **copying(model, tokenizer, [t.text for t in corpus if t.split == "held_out_packages"])}
     tokens, starts = encode(tokenizer, [t.text for t in corpus if t.split == "train"])
     untrained, _ = load_language_model(str(folder), random_weights=True, device=machine.device, quiet=True)
     scores, overlap = bits_per_byte(model, untrained, tokenizer, corpus, tokens)
@@ -225,23 +222,24 @@ def memorised(model, tokenizer, corpus, tokens, starts) -> dict[str, Any]:
     return found
 
 
-def on_helpdesk(folder: Path, machine) -> dict[str, Any]:
-    """Fine-tune all weights on question and canned reply, from pretrained and from random weights."""
-    train, test = load_pairs("train"), load_pairs("test")
-    runs = []
-    for seed in SEEDS:
-        for random_weights in (False, True):
-            model, tokenizer = load_language_model(
-                str(folder), random_weights=random_weights, seed=seed, device=machine.device, quiet=True
-            )
-            seconds = helpdesk.fine_tune(model, tokenizer, train, machine, seed=seed)
-            result = helpdesk.grade(test, helpdesk.answer(model, tokenizer, [p.question for p in test], machine))
-            start = "random" if random_weights else "pretrained"
-            runs.append({"start": start, "seed": seed, "seconds": round(seconds), **result})
-            print(runs[-1], flush=True)
-    model, tokenizer = load_language_model(str(folder), device=machine.device, quiet=True)
-    before = helpdesk.grade(test, helpdesk.answer(model, tokenizer, [p.question for p in test], machine))
-    return {"before": before, "runs": runs, "epochs": helpdesk.EPOCHS, "lr": helpdesk.LR}
+@torch.no_grad()
+def copying(model, tokenizer, texts: list[str]) -> dict[str, Any]:
+    """Loss for each token, in nats, of passages that stand twice in a row: where they are new, and where they return.
+
+    A model that can copy loses next to nothing the second time; names of parameters are copied.
+    """
+    tried, length = COPIED
+    ids = [ids[1:] for ids in tokenizer(texts)["input_ids"] if len(ids) > length]
+    passages = torch.tensor([row[:length] for row in ids[:tried]], device=model.device)
+    start = torch.full((len(passages), 1), tokenizer.bos_token_id, device=model.device)
+    twice = torch.cat([start, passages, passages], 1)
+    losses = []
+    for rows in twice.split(25):
+        logits = model(input_ids=rows[:, :-1]).logits.transpose(1, 2).float()
+        losses.append(torch.nn.functional.cross_entropy(logits, rows[:, 1:], reduction="none"))
+    mean = torch.cat(losses).mean(0)
+    first, second = mean[:length].mean().item(), mean[length:].mean().item()
+    return {"passages": len(passages), "tokens": length, "first": round(first, 4), "second": round(second, 4)}
 
 
 # ---------------------------------------------------------------- the card
@@ -258,9 +256,7 @@ def card(found: dict[str, Any], log: dict[str, Any]) -> str:
         **text["memorised"],
         speed=speed,
         text=text,
-        epochs_on_helpdesk=found["helpdesk"]["epochs"],
-        rate_on_helpdesk=found["helpdesk"]["lr"],
-        close=CLOSE,
+        copying=found["copying"],
         log=log,
         recipe=log["recipe"],
         heads=log["recipe"]["width"] // log["recipe"]["head_width"],
@@ -276,7 +272,6 @@ def card(found: dict[str, Any], log: dict[str, Any]) -> str:
         sizes=", ".join(f"`{name}` {size / 1e6:.2f} MB" for name, size in speed["file_bytes"].items()),
         package_count=len(text["packages"]),
         samples="\n\n".join(map(_sample, speed["samples"])),
-        helpdesk_table=_helpdesk_table(found["helpdesk"]),
         corpus_table=_table(
             ("used for", "kind", "texts", "MB"),
             "{split} | {kind} | {texts:,} | {megabytes:.1f}",
@@ -301,26 +296,6 @@ def card(found: dict[str, Any], log: dict[str, Any]) -> str:
 def _table(head: tuple[str, ...], line: str, rows: list[dict[str, Any]]) -> str:
     lines = [" | ".join(head), " | ".join("---" for _ in head), *(line.format(**row) for row in rows)]
     return "\n".join(f"| {line} |" for line in lines)
-
-
-def _helpdesk_table(found: dict[str, Any]) -> str:
-    def row(name: str, runs: list[dict[str, Any]]) -> dict[str, str]:
-        cells = {"name": name}
-        for key in ("topic_accuracy", "exact_match", "ended"):
-            values = [100 * run[key] for run in runs]
-            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            cells[key] = f"{statistics.mean(values):.1f}{spread}"
-        return cells
-
-    of = {start: [run for run in found["runs"] if run["start"] == start] for start in ("random", "pretrained")}
-    return _table(
-        ("percent on `test`", "topic of the reply", "reply word for word", "ended by itself"),
-        "{name} | {topic_accuracy} | {exact_match} | {ended}",
-        [
-            row("pretrained, not fine-tuned", [found["before"]]),
-            *(row(f"fine-tuned from {start} weights", runs) for start, runs in of.items()),
-        ],
-    )
 
 
 def _sample(sample: dict[str, str]) -> str:

@@ -60,6 +60,7 @@ class Recipe:
     warmup: float = 0.03  # share of all steps
     decay: float = 0.7  # share of all steps
     seed: int = 0
+    only: str = ""  # one kind of text, such as "docstring"; else all
 
 
 PRESETS = {
@@ -190,13 +191,38 @@ def next_token_loss(model: LlamaForCausalLM, ids: torch.Tensor) -> torch.Tensor:
     return nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
 
 
-def train(recipe: Recipe, folder: Path, cache: Path, *, compiled: bool, stop_at: int | None = None) -> None:
+def orthogonal(grad: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> torch.Tensor:
+    """Newton-Schulz iteration of Muon (Jordan 2024) in float32.
+
+    PyTorch's is in bfloat16, which took 24 times as long on a processor that has no instructions for it.
+    """
+    a, b, c = coefficients
+    x = grad.T if grad.size(0) > grad.size(1) else grad
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if grad.size(0) > grad.size(1) else x
+
+
+def train(
+    recipe: Recipe,
+    folder: Path,
+    cache: Path,
+    *,
+    compiled: bool,
+    start: Path | None = None,
+    stop_at: int | None = None,
+) -> None:
     check(recipe)
     machine = choose_machine()
     print(machine)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer, stream, held_out = _prepare(recipe, cache)
-    model = build_model(recipe, tokenizer).to(machine.device)
+    tokenizer, stream, held_out = _prepare(recipe, cache, start)
+    model = build_model(recipe, tokenizer)
+    if start:
+        model.load_state_dict(LlamaForCausalLM.from_pretrained(start, dtype=torch.float32).state_dict())
+    model.to(machine.device)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters; {len(stream.tokens):,} tokens to train on")
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     kept = {id(p) for p in matrices}
@@ -205,6 +231,8 @@ def train(recipe: Recipe, folder: Path, cache: Path, *, compiled: bool, stop_at:
         torch.optim.Muon(matrices, lr=recipe.muon_lr, weight_decay=recipe.weight_decay),
         torch.optim.AdamW(rest, lr=recipe.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
+    if machine.device == "cpu" and machine.precision == torch.float32:
+        torch.optim._muon._zeropower_via_newtonschulz = orthogonal
     full_rates = [recipe.muon_lr, recipe.adamw_lr]
     log: list[dict[str, float]] = []
     first, seconds = 0, 0.0
@@ -287,12 +315,14 @@ def train(recipe: Recipe, folder: Path, cache: Path, *, compiled: bool, stop_at:
             )
 
 
-def _prepare(recipe: Recipe, cache: Path) -> tuple[PreTrainedTokenizerFast, Stream, list[str]]:
+def _prepare(recipe: Recipe, cache: Path, start: Path | None) -> tuple[PreTrainedTokenizerFast, Stream, list[str]]:
     """Tokenizer, training stream and a fixed quarter of the held-out docstrings; kept in `cache` between runs."""
     # Another set of packages, another Python or another corpus.py gives other texts.
     origin = [(p.name, p.version) for p in packages()], sys.version, Path(corpus.__file__).read_text(encoding="utf-8")
+    if start:  # what goes on keeps its tokenizer
+        origin += ((start / "tokenizer.json").read_text(encoding="utf-8"),)
     key = hashlib.sha256(repr(origin).encode()).hexdigest()[:16]
-    stored = cache / f"{key}-{recipe.vocabulary}"
+    stored = cache / f"{key}-{recipe.vocabulary}{recipe.only}"
     if not stored.exists():
         print("reading the corpus from the installed packages: a few minutes, once")
         texts = read_corpus()
@@ -300,9 +330,12 @@ def _prepare(recipe: Recipe, cache: Path) -> tuple[PreTrainedTokenizerFast, Stre
         draft = cache / f"{stored.name}.draft"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        tokenizer = train_tokenizer(texts, recipe.vocabulary)
+        tokenizer = (
+            PreTrainedTokenizerFast.from_pretrained(start) if start else train_tokenizer(texts, recipe.vocabulary)
+        )
         save_tokenizer(tokenizer, draft)
-        tokens, starts = encode(tokenizer, [t.text for t in texts if t.split == "train"])
+        chosen = [t.text for t in texts if t.split == "train" and recipe.only in ("", t.kind)]
+        tokens, starts = encode(tokenizer, chosen)
         np.savez(draft / "tokens.npz", tokens=tokens, starts=starts)
         held_out = [t.text for t in texts if t.split == "held_out_docstrings"][::4]
         (draft / "held_out.json").write_text(json.dumps(held_out), encoding="utf-8")
@@ -347,6 +380,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pretraining.train", description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
     parser.add_argument("--folder", type=Path, default=ROOT / "results" / "language_model", help="where it goes")
+    parser.add_argument("--start", type=Path, help="a model of the same shape to go on from, instead of random weights")
     parser.add_argument("--cache", type=Path, default=ROOT / "results" / "pretraining", help="tokens of the corpus")
     parser.add_argument(
         "--compile", choices=("auto", "yes", "no"), default="auto", help="auto: on Linux with a compiler"
@@ -363,7 +397,7 @@ def main() -> None:
     if options.compile == "auto":  # elsewhere the compiler that comes with the system often lacks OpenMP
         headers = Path(sysconfig.get_path("include"), "Python.h")
         compiled = sys.platform == "linux" and bool(shutil.which("c++")) and headers.exists()
-    train(recipe, options.folder, options.cache, compiled=compiled, stop_at=options.stop_at)
+    train(recipe, options.folder, options.cache, compiled=compiled, start=options.start, stop_at=options.stop_at)
 
 
 if __name__ == "__main__":

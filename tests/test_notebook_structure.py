@@ -20,7 +20,7 @@ PARAMETERS = {
     "results_dir": "results",
 }
 LONGEST_CELL, WIDEST_LINE = 30, 88
-REBUILT = ("01_feature_extraction",)  # the others follow, and then keep the same limits
+REBUILT = ("01_feature_extraction", "02_lora")  # the others follow, and then keep the same limits
 MINUTES_OF_READING = 60
 WORDS_A_MINUTE = 200
 

@@ -6,13 +6,11 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from transformers import AutoTokenizer
 
-from helpers import choose_machine, fingerprint, load_language_model
+from helpers import choose_machine, fingerprint
 from helpers.hub import LANGUAGE_MODEL
-from helpers.replies import load_pairs
-from pretraining import corpus, helpdesk, train
+from pretraining import corpus, train
 from pretraining.ngrams import Trigram, windows
 
 SOURCE = '''
@@ -77,11 +75,11 @@ def test_texts_are_kept_once_and_held_out_packages_stay_out_of_training():
     assert [(t.package, t.split) for t in found] == [(held_out, "held_out_packages"), ("town", "train")]
 
 
-def test_one_docstring_in_a_hundred_is_held_out_and_one_in_four_has_its_signature():
+def test_one_docstring_in_a_hundred_is_held_out_and_all_others_follow_their_signature():
     found = corpus.divide([("town", "docstring", "def f():", f"Return the ferry number {i}.") for i in range(20_000)])
     held_out = [t for t in found if t.split == "held_out_docstrings"]
     signed = [t for t in found if t.text.startswith("def f():\n")]
-    assert 150 < len(held_out) < 250 and 4700 < len(signed) < 5200
+    assert 150 < len(held_out) < 250 and len(signed) == 20_000 - len(held_out)
     assert not set(held_out) & set(signed), "a held-out text must not show its signature"
     again = corpus.divide([("village", "docstring", "", t.text.upper()) for t in found])
     assert {t.text.lower() for t in again if t.split == "held_out_docstrings"} >= {t.text.lower() for t in held_out}
@@ -156,7 +154,7 @@ def tiny_recipe(tmp_path, monkeypatch):
     tokenizer = train.train_tokenizer(texts, 300)
     tokens, starts = train.encode(tokenizer, [t.text for t in texts])
     prepared = tokenizer, train.Stream(tokens, starts, 0), ["Return ferry 9999 of 1."]
-    monkeypatch.setattr(train, "_prepare", lambda recipe, cache: prepared)
+    monkeypatch.setattr(train, "_prepare", lambda recipe, cache, start: prepared)
     monkeypatch.setattr(train, "choose_machine", lambda: choose_machine(device="cpu"))
     recipe = train.Recipe(
         width=64, layers=1, mlp_width=128, vocabulary=300, steps=8, tokens_per_step=1024, micro_batch_tokens=512
@@ -210,43 +208,3 @@ def test_a_recipe_that_would_fail_after_hours_is_refused_at_once(tiny_recipe, tm
     with pytest.raises(SystemExit, match=message):
         train.train(dataclasses.replace(tiny_recipe, **change), tmp_path / "never", tmp_path, compiled=False)
     assert not (tmp_path / "never").exists()
-
-
-# ---------------------------------------------------------------- the helpdesk comparison
-
-
-def test_helpdesk_loss_is_on_the_reply_only_and_the_end_is_learned():
-    tokenizer = AutoTokenizer.from_pretrained(LANGUAGE_MODEL)
-    pair = load_pairs("train")[0]
-    ids, labels = helpdesk.encode_pair(tokenizer, pair)
-    counted = labels != helpdesk.IGNORED
-    assert tokenizer.decode(ids[~counted], skip_special_tokens=True) == helpdesk.prompt_of(pair.question)
-    assert tokenizer.decode(ids[counted]) == f" {pair.reply}<|end|>"
-    assert torch.equal(ids[counted], labels[counted])
-
-
-def test_fine_tuning_teaches_replies_that_end_by_themselves():
-    """Eight questions learned by heart: every reply word for word, each with its end."""
-    machine = choose_machine()
-    model, tokenizer = load_language_model(str(LANGUAGE_MODEL), device=machine.device, quiet=True)
-    pairs = load_pairs("train")[:8]
-    questions = [pair.question for pair in pairs]
-    before = helpdesk.grade(pairs, helpdesk.answer(model, tokenizer, questions, machine))
-    helpdesk.fine_tune(model, tokenizer, pairs, machine, epochs=60, batch=8)
-    after = helpdesk.grade(pairs, helpdesk.answer(model, tokenizer, questions, machine))
-    assert before["exact_match"] == 0
-    assert after["exact_match"] >= 7 / 8 and after["topic_accuracy"] >= 7 / 8 and after["ended"] >= 7 / 8
-
-
-def test_grade_knows_right_near_and_wrong_replies():
-    pair, same_topic, other = (load_pairs("train")[i] for i in (0, 1, 2))
-    assert pair.topic == same_topic.topic != other.topic and pair.reply != same_topic.reply
-    cut = pair.reply[: int(len(pair.reply) * 0.8)]
-    replies = [
-        (pair.reply, True),
-        (cut, False),
-        (same_topic.reply, True),
-        (other.reply, True),
-        ("nothing at all", True),
-    ]
-    assert helpdesk.grade([pair] * 5, replies) == {"exact_match": 0.2, "topic_accuracy": 0.6, "ended": 0.8}

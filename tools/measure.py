@@ -20,10 +20,7 @@ from tools.run import ROOT, run_notebook
 SEEDS = (0, 1, 2)
 FULL_SIZE: dict[str, list[dict[str, Any]]] = {  # for each notebook its sets of parameters
     "01_feature_extraction": [{"train_examples": 96}, {"train_examples": 384}, {"train_examples": 1200}],
-    "02_lora": [
-        {"train_examples": 1200, "sweep_steps": 100, "sweep_ranks": [1, 4, 16, 64], "relatives_steps": 150,
-         "sweep_rates": [2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2], "graded_questions": 0}
-    ],
+    "02_lora": [{"full_size": True}],
     "03_qlora": [{"train_examples": 1200}],
     "04_prompt_tuning": [{"train_examples": 1200, "full_size": True, "prompt_steps": 150, "asked_in_words": 120}],
 }  # fmt: skip

@@ -31,7 +31,7 @@ PACKAGES = (
 # What neither this training nor that of the language model has read.
 UNSEEN = ("ipython", "tornado", "docstring-parser")
 FEWEST = 40  # usable functions, without which nothing is learned and nothing can be judged
-MOST_PARAMETERS, LONGEST_SIGNATURE, LONGEST_SENTENCE = 4, 120, 100  # the last two in characters
+MOST_PARAMETERS, LONGEST_SENTENCE = 4, 100  # the second in characters
 VALIDATION_SHARE, TEST_SHARE = 40, 4  # one text in so many, by the hash of its text; the second of your own code
 SKIPPED = {"tests", "test", "testing", "site-packages", "node_modules", "build", "dist", "venv", "__pycache__"}
 SECTION = re.compile(r"^\s*(Args|Arguments|Parameters|Params):?\s*$|[:@](param|arg|parameter|argument)\b", re.M)
@@ -39,7 +39,10 @@ LISTED = ("param", "parameter", "arg", "argument")  # how the parser calls a doc
 
 
 class Pair(NamedTuple):
-    """A function's first line and the docstring that it should get; `where` names file and line."""
+    """A function's name with its parameters, `def name(a, b):`, and the docstring that it should get.
+
+    `where` names file and line.
+    """
 
     signature: str
     docstring: str
@@ -74,7 +77,7 @@ class Docstrings:
 
     def rows(self, split: str, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, list[int]]]:
         """Unpadded examples for `fit`: `input_ids`, `attention_mask`, and `labels` that ask for the docstring only."""
-        return [mask_prompt(tokenizer, prompt_of(pair.signature), pair.docstring) for pair in self.splits[split]]
+        return [mask_prompt(tokenizer, f"{pair.signature}\n", pair.docstring) for pair in self.splits[split]]
 
     def judge(self, split: str, replies: Sequence[Reply]) -> dict[str, np.ndarray]:
         """Which of the replies are right: `names`, `form` and `ended`, each (pairs,), see `grade`."""
@@ -89,7 +92,8 @@ def load_docstrings(style: str = "google", code: str = "") -> Docstrings:
 
     Functions with one to four parameters, all documented in their order, in any style that
     `docstring_parser` knows, are written anew in one house style: a summary sentence, and a sentence
-    for each parameter. Methods come without `self`.
+    for each parameter. Signatures come without annotations, defaults and `self`: a small model
+    learns the same from less.
 
     Args:
         style: "google" or "numpy".
@@ -142,11 +146,6 @@ def load_docstrings(style: str = "google", code: str = "") -> Docstrings:
     print(f"{name}: {counts}. Left out: {told}.")
     bare = sorted(set(undocumented), key=lambda signature: hashlib.sha256(signature.encode()).digest())
     return Docstrings(name, style, ordered, digest, dict(left_out), bare)
-
-
-def prompt_of(signature: str) -> str:
-    """What the model is given: the first line of a function."""
-    return f"{signature}\n"
 
 
 def mask_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, reply: str) -> dict[str, list[int]]:
@@ -206,12 +205,6 @@ def names_of(signature: str) -> list[str]:
     if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
         raise ParameterError(f"{signature!r}: expected the first line of a function, such as def add(a, b):")
     return _names(function.args)
-
-
-def first_line(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
-    """The first line of a function as it is written."""
-    returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
-    return f"def {node.name}({ast.unparse(node.args)}){returns}:"
 
 
 def functions_of(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -288,9 +281,9 @@ def _read(
                 continue
             reasons[usable] += 1
             if usable == "without a docstring" and not function.name.startswith("_"):
-                signature = first_line(function)
-                if 1 <= len(_names(function.args)) <= MOST_PARAMETERS and len(signature) <= LONGEST_SIGNATURE:
-                    bare.append(signature)
+                names = _names(function.args)
+                if 1 <= len(names) <= MOST_PARAMETERS:
+                    bare.append(_first_line(function.name, names))
     gc.enable()
     return found, reasons, bare
 
@@ -306,7 +299,6 @@ def _usable(node: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[str, str, tup
         return f"with more than {MOST_PARAMETERS} parameters"
     if not SECTION.search(text):
         return "with no parameters documented in a known style"
-    signature = first_line(node)
     try:
         found = parse(text)
     except ParseError:
@@ -319,9 +311,13 @@ def _usable(node: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[str, str, tup
     sentences = [_sentence(found.description), *(_sentence(part.description) for part in listed)]
     if not all(sentences):
         return "with an empty summary or description"
-    if max(map(len, sentences)) > LONGEST_SENTENCE or len(signature) > LONGEST_SIGNATURE:
+    if max(map(len, sentences)) > LONGEST_SENTENCE:
         return f"with sentences above {LONGEST_SENTENCE} characters"
-    return signature, sentences[0], tuple(zip(names, sentences[1:]))
+    return _first_line(node.name, names), sentences[0], tuple(zip(names, sentences[1:]))
+
+
+def _first_line(name: str, names: Sequence[str]) -> str:
+    return f"def {name}({', '.join(names)}):"
 
 
 def _names(args: ast.arguments) -> list[str]:

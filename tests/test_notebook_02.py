@@ -62,7 +62,7 @@ def test_the_model_learns_the_style_which_words_did_not_bring(second):
         assert value("form", technique="hard_prompt", variant=name) < 0.15
         assert value("names", technique="hard_prompt", variant=name) < 0.1
     taught = {"technique": "lora", "variant": "LoRA"}
-    assert value("form", **taught) > 0.9 and value("ended", **taught) > 0.9 and value("names", **taught) > 0.3
+    assert value("form", **taught) > 0.9 and value("ended", **taught) > 0.9 and value("names", **taught) > 0.65
 
 
 def test_lora_on_topics_is_near_its_neighbours(second):
@@ -71,7 +71,7 @@ def test_lora_on_topics_is_near_its_neighbours(second):
     adapted = second.value("lora", variant="LoRA q,v")
     assert head > 0.5 and abs(adapted - everything) < 0.08
     at_work = second.value("lora", variant="SEQ_CLS and Trainer")
-    assert abs(at_work - adapted) < 0.1
+    assert at_work > 0.4, "another head, which does not fit this encoder as well"
 
 
 def test_forgetting_is_measured_and_the_head_alone_forgets_nothing(second):

@@ -6,6 +6,7 @@ from transformers import DataCollatorWithPadding
 
 from helpers import choose_machine, fit, load_classifier, load_encoder, load_task, predict
 from helpers.errors import ParameterError
+from helpers.training import trainer_settings
 
 MACHINE = choose_machine(device="cpu", precision="float32")
 
@@ -65,3 +66,11 @@ def test_accumulated_gradients_give_the_loss_of_the_whole_batch(task):
         for size in (8, 4)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("by_length", [True, False])
+def test_texts_of_one_length_share_a_batch_only_where_that_is_asked(by_length):
+    """A model that writes learned one number of parameters from such batches, whatever the signature."""
+    sizes = {"steps": 1, "batch": 1, "gathered": 1, "seed": 0}
+    settings = trainer_settings(choose_machine(device="cpu"), **sizes, by_length=by_length)
+    assert (settings.train_sampling_strategy == "group_by_length") is by_length

@@ -121,6 +121,7 @@ def execute(job: dict[str, Any], timeout: float, python: str, environment: dict[
         argv = [python, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
         write_kernel_spec(Path(scratch, "kernels", "python3"), overrides={"argv": argv})
         job |= {"kernel_name": "python3", "language": "python", "start_timeout": 120}
+        job |= {"coalesce_streams": True}  # else a bar that grows is saved as twenty outputs
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             worker = psutil.Process(pool.submit(os.getpid).result())
             future = pool.submit(_work, job, {"JUPYTER_PATH": scratch, "IPYTHONDIR": scratch, **env})

@@ -74,9 +74,10 @@ def measure(folder: Path, part: str) -> dict[str, Any]:
             "tokens_per_second": round(generation_speed(model, tokenizer), 1),
             "samples": samples(model, tokenizer),
         }
-    corpus = read_corpus()
     if part == "copying":
-        return {**about, **copying(model, tokenizer, [t.text for t in corpus if t.split == "held_out_packages"])}
+        # The held-out packages come first, so the others change nothing about their texts.
+        return {**about, **copying(model, tokenizer, [t.text for t in read_corpus(HELD_OUT_PACKAGES)])}
+    corpus = read_corpus()
     tokens, starts = encode(tokenizer, [t.text for t in corpus if t.split == "train"])
     untrained, _ = load_language_model(str(folder), random_weights=True, device=machine.device, quiet=True)
     scores, overlap = bits_per_byte(model, untrained, tokenizer, corpus, tokens)
@@ -229,7 +230,7 @@ def copying(model, tokenizer, texts: list[str]) -> dict[str, Any]:
     A model that can copy loses next to nothing the second time; names of parameters are copied.
     """
     tried, length = COPIED
-    ids = [ids[1:] for ids in tokenizer(texts)["input_ids"] if len(ids) > length]
+    ids = [ids[1:] for ids in tokenizer(texts, verbose=False)["input_ids"] if len(ids) > length]
     passages = torch.tensor([row[:length] for row in ids[:tried]], device=model.device)
     start = torch.full((len(passages), 1), tokenizer.bos_token_id, device=model.device)
     twice = torch.cat([start, passages, passages], 1)
@@ -251,6 +252,7 @@ def card(found: dict[str, Any], log: dict[str, Any]) -> str:
     last = log["curve"][-1]
     template = (ROOT / "pretraining" / "card.md").read_text(encoding="utf-8")
     speed, text = found["speed"], found["text"]
+    held_out = [name for name in text["bits_per_byte"] if name not in KINDS]
     return template.format(
         **{name: text["bits_per_byte"][kind] | text["overlap"][kind] for name, kind in zip(("docs", "other"), KINDS)},
         **text["memorised"],
@@ -266,8 +268,8 @@ def card(found: dict[str, Any], log: dict[str, Any]) -> str:
         last=last,
         minutes=last["seconds"] / 60,
         tokens_per_second=last["tokens"] / last["seconds"],
-        held_out_names=" and ".join(HELD_OUT_PACKAGES),
-        each=", ".join(f"{name} {text['bits_per_byte'][name]['model']:.3f}" for name in HELD_OUT_PACKAGES),
+        held_out_names=" and ".join(held_out),
+        each=", ".join(f"{name} {text['bits_per_byte'][name]['model']:.3f}" for name in held_out),
         window=WINDOW,
         sizes=", ".join(f"`{name}` {size / 1e6:.2f} MB" for name, size in speed["file_bytes"].items()),
         package_count=len(text["packages"]),

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from helpers import choose_machine, fingerprint
@@ -186,6 +187,25 @@ def test_stopped_and_started_again_gives_the_same_weights(tiny_recipe, tmp_path,
     assert curve[-1]["held_out_loss"] < curve[1]["held_out_loss"] < math.log(300)
     assert curve[-1]["train_loss"] < curve[0]["train_loss"]
     assert AutoTokenizer.from_pretrained(parts).eos_token == "<|end|>"
+
+
+def test_a_run_can_go_on_from_a_model(tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "PRINT_EVERY", 2)
+    first, second = tmp_path / "first", tmp_path / "second"
+    train.train(tiny_recipe, first, tmp_path, compiled=False)
+    train.train(tiny_recipe, second, tmp_path, compiled=False, start=first)
+    losses = [json.loads((f / "training_log.json").read_text())["curve"][0]["train_loss"] for f in (first, second)]
+    assert losses[1] < losses[0] - 0.5, "it begins where the first run ended"
+
+
+def test_muon_in_float32_is_that_of_pytorch():
+    """PyTorch's computes in bfloat16, which has three digits."""
+    torch.manual_seed(0)
+    for shape in ((48, 16), (16, 48)):
+        grad, options = torch.randn(shape), ((3.4445, -4.775, 2.0315), 5, 1e-7)
+        theirs = torch.optim._muon._zeropower_via_newtonschulz(grad, *options).float()
+        ours = train.orthogonal(grad, *options)
+        assert torch.nn.functional.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.999
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_recipe, tmp_path, monkeypatch):

@@ -112,13 +112,15 @@ def load_docstrings(style: str = "google", code: str = "") -> Docstrings:
     splits: dict[str, list[Pair]] = {"train": [], "validation": [], "test": []}
     left_out: Counter[str] = Counter()
     undocumented, seen = [], set()
-    sources = [*(("test", p) for p in UNSEEN), *(("train", p) for p in PACKAGES)] if not code else [("train", code)]
-    for use, source in sources:
-        found, reasons, bare = read_code(_folder(code)) if code else read_package(source)
+    if code:
+        sources = [("train", read_code(_folder(code)))]
+    else:  # the unseen ones first, so that a text that stands in both is theirs
+        uses = [*((name, "test") for name in UNSEEN), *((name, "train") for name in PACKAGES)]
+        sources = [(use, read_package(name)) for name, use in uses]
+    for use, (found, reasons, bare) in sources:
         left_out += reasons
         undocumented += bare if code or use == "test" else []
         for signature, summary, parameters, where in found:
-            docstring = write(style, summary, parameters)
             # Texts are the same whatever the style and the capitals.
             key = hashlib.sha256(repr((summary, parameters)).lower().encode()).digest()
             if key in seen:
@@ -130,7 +132,7 @@ def load_docstrings(style: str = "google", code: str = "") -> Docstrings:
                 split = "validation"
             elif code and number // VALIDATION_SHARE % TEST_SHARE == 0:
                 split = "test"
-            splits[split].append((key, Pair(signature, docstring, where)))
+            splits[split].append((key, Pair(signature, write(style, summary, parameters), where)))
     usable = sum(map(len, splits.values()))
     told = "; ".join(f"{count:,} {reason}" for reason, count in left_out.most_common())
     name = f"docstrings{f' of {Path(code).name}' if code else ''}, {style} style"
@@ -216,26 +218,34 @@ def functions_of(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFuncti
             yield node
         for part in ("body", "orelse", "handlers", "finalbody", "cases"):
             statements += reversed(getattr(node, part, []))
-        for child in node.body if isinstance(node, ast.ClassDef) else []:
-            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-                first = child.args.posonlyargs or child.args.args
-                if first and first[0].arg in ("self", "cls"):
-                    del first[0]
+        drop_self(node)
+
+
+def drop_self(node: ast.AST) -> None:
+    """Take `self` or `cls` from the methods of a class, before they are looked at; other nodes stay as they are."""
+    for child in node.body if isinstance(node, ast.ClassDef) else []:
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = child.args.posonlyargs or child.args.args
+            if first and first[0].arg in ("self", "cls"):
+                del first[0]
+
+
+def python_files(package: metadata.Distribution) -> list[Path]:
+    """The Python files of an installed package by name: not what pip compiled or put outside site-packages."""
+    files = sorted(map(str, package.files or []))
+    return [Path(package.locate_file(f)) for f in files if f.endswith(".py") and not f.startswith("..")]
 
 
 @lru_cache
 def read_package(name: str) -> tuple[list[Any], Counter[str], list[str]]:
     """Usable functions of an installed package, what was left out, by reason, and what has no docstring."""
     try:
-        files = metadata.distribution(name).files or []
+        package = metadata.distribution(name)
     except metadata.PackageNotFoundError:
         return [], Counter({f"package {name}, which is not installed": 1}), []
-    listed = sorted(str(file) for file in files if file.suffix == ".py" and not str(file).startswith(".."))
-    root = Path(metadata.distribution(name).locate_file(""))
-    return _read(root, [root / file for file in listed], section_only=True)
+    return _read(Path(package.locate_file("")), python_files(package), section_only=True)
 
 
-@lru_cache
 def read_code(path: Path) -> tuple[list[Any], Counter[str], list[str]]:
     """The same for a folder, or one file."""
     return _read(path.parent, [path]) if path.is_file() else _read(path, sorted(path.rglob("*.py")))
@@ -252,8 +262,15 @@ def _read(
     root: Path, files: Sequence[Path], *, section_only: bool = False
 ) -> tuple[list[Any], Counter[str], list[str]]:
     """`section_only`: do not parse files in which no parameter is documented, which saves half of the time."""
-    found, reasons, bare = [], Counter(), []
     gc.disable()  # it would look through every tree again and again: twice the seconds
+    try:
+        return _read_files(root, files, section_only)
+    finally:
+        gc.enable()
+
+
+def _read_files(root: Path, files: Sequence[Path], section_only: bool) -> tuple[list[Any], Counter[str], list[str]]:
+    found, reasons, bare = [], Counter(), []
     for file in files:
         place = file.relative_to(root)
         if any(part in SKIPPED or part.startswith(".") for part in place.parts[:-1]):
@@ -284,7 +301,6 @@ def _read(
                 names = _names(function.args)
                 if 1 <= len(names) <= MOST_PARAMETERS:
                     bare.append(_first_line(function.name, names))
-    gc.enable()
     return found, reasons, bare
 
 

@@ -77,7 +77,7 @@ def fit(
     return losses
 
 
-# The three that follow are short enough, and narrow enough, to be shown in notebook 2 as they are.
+# `fit` and `trainer_settings` are shown in notebook 2 as they are; a test holds both equal.
 
 
 def parameter_groups(model: nn.Module, rate: float, head_rate: float, b_ratio: float) -> list[dict]:
@@ -162,10 +162,8 @@ def predict(
 ) -> torch.Tensor:
     """Logits of a classifier for each row, (rows, labels), float32 on the CPU; the model is left in evaluation mode."""
     model.eval()
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))  # similar lengths: less padding
     found = {}
-    for start in range(0, len(order), batch):
-        chosen = order[start : start + batch]
+    for chosen in _similar([len(row["input_ids"]) for row in rows], batch):
         inputs = collator([rows[i] for i in chosen]).to(machine.device)
         with machine.autocast():
             found |= dict(zip(chosen, model(**inputs).logits.float().cpu()))
@@ -189,10 +187,8 @@ def generate(
         new_tokens: where a reply that does not end is cut off.
     """
     model.eval()
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths: less padding
     found = {}
-    for start in range(0, len(order), batch):
-        chosen = order[start : start + batch]
+    for chosen in _similar([len(prompt) for prompt in prompts], batch):
         asked = tokenizer([prompts[i] for i in chosen], padding=True, padding_side="left", return_tensors="pt")
         asked = {name: asked[name].to(machine.device) for name in ("input_ids", "attention_mask")}
         with machine.autocast():
@@ -202,3 +198,9 @@ def generate(
         texts = tokenizer.batch_decode(written, skip_special_tokens=True)
         found |= {i: Reply(text.strip(), done) for i, text, done in zip(chosen, texts, ended)}
     return [found[i] for i in range(len(prompts))]
+
+
+def _similar(lengths: Sequence[int], batch: int) -> list[list[int]]:
+    """The numbers of all texts in batches of similar length: less padding."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    return [order[start : start + batch] for start in range(0, len(order), batch)]

@@ -23,11 +23,13 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from helpers.docstrings import UNSEEN, drop_self, python_files
+
 ROOT = Path(__file__).resolve().parent.parent
 # Chosen before any training: an interactive shell and a web server, of the larger packages whose docstrings do not
 # repeat themselves (xz -9 packs them to 2.1 to 2.5 bits per byte) and of which no other pinned package carries a copy.
 # The third is a parser that this project came to need after the first training.
-HELD_OUT_PACKAGES = ("ipython", "tornado", "docstring-parser")
+HELD_OUT_PACKAGES = UNSEEN
 HELD_OUT_SHARE = 100  # one docstring in so many, by the hash of its text
 SHORTEST_DOCSTRING, SHORTEST_COMMENT = 20, 60  # characters
 LONGEST = 20_000  # characters; what is longer is a data table more often than a text
@@ -70,10 +72,7 @@ def read_corpus(only: Sequence[str] = ()) -> list[Text]:
         if only and canonical(package.name) not in only:
             continue
         jobs.append((canonical(package.name), None, package.read_text("METADATA") or ""))
-        for file in sorted(map(str, package.files or [])):
-            # Not what pip compiled or put outside site-packages; every file once.
-            if file.endswith(".py") and not file.startswith(".."):
-                jobs.append((canonical(package.name), str(package.locate_file(file)), ""))
+        jobs += [(canonical(package.name), str(file), "") for file in python_files(package)]
     with ProcessPoolExecutor() as pool:
         found = pool.map(_texts, *zip(*jobs), chunksize=64)
         return divide([text for texts in found for text in texts])
@@ -123,26 +122,23 @@ def _texts(package: str, file: str | None, description: str) -> list[tuple[str, 
 
 
 def _docstrings(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    methods = {id(child) for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for child in node.body}
     for node in ast.walk(tree):
+        drop_self(node)
         if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         text = (ast.get_docstring(node) or "").strip()
         if not SHORTEST_DOCSTRING <= len(text) <= LONGEST or not _is_prose(text, least=0.5):
             continue
-        yield _signature(node, method=id(node) in methods), text
+        yield _signature(node), text
 
 
-def _signature(node: ast.AST, *, method: bool) -> str:
-    """The first line of a class or function as it is written; a method without its `self`, which none documents."""
+def _signature(node: ast.AST) -> str:
+    """The first line of a class or function as it is written."""
     if isinstance(node, ast.ClassDef):
         return f"class {node.name}({', '.join(map(ast.unparse, node.bases))}):"
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
-        arguments = ast.unparse(node.args)
-        if method:
-            arguments = re.sub(r"^(self|cls)\b(?:, )?", "", arguments)
-        return f"def {node.name}({arguments}){returns}:"
+        return f"def {node.name}({ast.unparse(node.args)}){returns}:"
     return ""
 
 

@@ -231,16 +231,17 @@ class Scoreboard:
         self.notes[name] = value
 
     def recorded(self, *, task: Task | Docstrings | None = None, **columns: Any) -> pd.DataFrame:
-        """What `make measurements` recorded on a task, settings as columns; empty on your own data."""
+        """What `make measurements` recorded on a task, settings as columns; empty on your own data.
+
+        Args:
+            columns: and the value, or the list of values, that they must have.
+        """
         task = task or self.task
         rows = expand(read_records(MEASUREMENTS))
         rows = rows[rows["backbone"].ne(ENCODER) | (self.backbone == ENCODER)]  # another encoder, another story
         # Docstrings of installed packages differ with the packages, a little; their name does not.
         of_task = {"task_fingerprint": task.fingerprint} if isinstance(task, Task) else {"task": task.name}
-        columns = of_task | columns
-        for name, value in columns.items():
-            rows = rows[rows[name] == value] if name in rows else rows.iloc[:0]
-        return rows
+        return only(rows, of_task | columns)
 
     def lines(
         self,
@@ -264,9 +265,7 @@ class Scoreboard:
         live = expand(pd.DataFrame(self.records, columns=FIELDS))
         live = live[live["task"] == (task or self.task).name]
         for rows, mark in ((live, ""), (self.recorded(task=task), " (recorded)")):
-            for name, value in {"split": split, "metric": metric, **fixed}.items():
-                values = value if isinstance(value, list | tuple) else [value]
-                rows = rows[rows[name].isin(values)] if name in rows else rows.iloc[:0]
+            rows = only(rows, {"split": split, "metric": metric, **fixed})
             if x in rows and series in rows:
                 for (name, at), runs in rows.dropna(subset=[x, series]).groupby([series, x], sort=False):
                     name = TECHNIQUES.get(name, name) if series == "technique" else name
@@ -315,6 +314,14 @@ def read_records(folder: str | Path) -> pd.DataFrame:
                 raise DataError(f"{path}, record {number}: no field {missing[0]!r}. {remedy}")
         rows += found
     return pd.DataFrame(rows, columns=[*FIELDS, "command", "date", "hardware"])
+
+
+def only(rows: pd.DataFrame, columns: dict[str, Any]) -> pd.DataFrame:
+    """The rows whose columns have the value given, or one of a list of values; none where a column is missing."""
+    for name, value in columns.items():
+        values = value if isinstance(value, list | tuple) else [value]
+        rows = rows[rows[name].isin(values)] if name in rows else rows.iloc[:0]
+    return rows
 
 
 def expand(rows: pd.DataFrame) -> pd.DataFrame:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import tempfile
 from collections.abc import Callable, Sequence
@@ -36,7 +35,6 @@ def fit(
     b_ratio: float = 1.0,
     weight_decay: float = 0.01,
     optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW,
-    by_length: bool = True,
 ) -> list[float]:
     """Train what is trainable in a model, and return the loss of each step, in nats.
 
@@ -46,8 +44,6 @@ def fit(
         steps, batch, gathered: optimiser steps, rows a batch, and batches whose gradients make one step.
         rate, head_rate: learning rates of all that is trained, and of a head that starts at zero.
         b_ratio: rate of LoRA's B over that of A (LoRA+ takes 16).
-        by_length: texts of similar length share a batch, which saves padding. Not for a model that writes:
-            where every batch has one length, it learns to write one length, whatever it was asked.
 
     What takes long shows a bar.
 
@@ -57,7 +53,6 @@ def fit(
     from transformers import PrinterCallback, Trainer
 
     sizes = {"steps": steps, "batch": batch, "gathered": gathered, "seed": seed}
-    sizes["by_length"] = by_length
     groups = parameter_groups(model, rate, head_rate, b_ratio)
     trainer = Trainer(
         model=model,
@@ -98,9 +93,7 @@ def parameter_groups(model: nn.Module, rate: float, head_rate: float, b_ratio: f
     return [group for group in groups.values() if group["params"]]
 
 
-def trainer_settings(
-    machine: Machine, *, steps: int, batch: int, gathered: int, seed: int, by_length: bool
-) -> TrainingArguments:
+def trainer_settings(machine: Machine, *, steps: int, batch: int, gathered: int, seed: int) -> TrainingArguments:
     """What `Trainer` is told: without the last lines it hides a failed run, writes checkpoints, and phones home.
 
     Raises:
@@ -110,16 +103,12 @@ def trainer_settings(
 
     if steps < 1 or seed < 0:
         raise ParameterError(f"{steps=}, {seed=}: expected a step or more, a seed from 0.")
-    order = {"train_sampling_strategy": "group_by_length"} if by_length else {}
-    if "train_sampling_strategy" not in inspect.signature(TrainingArguments).parameters:
-        order = {"group_by_length": by_length}  # its name in transformers 5.0
     return TrainingArguments(
         output_dir=tempfile.mkdtemp(),
         max_steps=steps,
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=gathered,
         warmup_steps=max(1, steps // 10),  # then the rate falls to zero in a line
-        **order,
         bf16=machine.precision == torch.bfloat16,  # where the processor computes in it
         fp16=machine.precision == torch.float16,
         use_cpu=machine.device == "cpu",

@@ -54,6 +54,11 @@ def test_the_own_layer_passes_the_checks_and_equals_pefts(second):
     assert max(second.notes["ours and PEFT's"].values()) < 1e-5
 
 
+def test_flattened_texts_do_not_see_each_other(second):
+    padded, flattened = second.notes["padded and flattened"]
+    assert flattened == pytest.approx(padded, abs=1e-4)
+
+
 def test_the_model_learns_the_style_which_words_did_not_bring(second):
     def value(rule, **columns):
         return second.value(metric=rule, **columns)

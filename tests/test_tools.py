@@ -21,12 +21,13 @@ def record(**changes):
 
 
 def test_measurements_are_recorded_once_and_resumed(tmp_path, monkeypatch):
-    asked = []
+    asked, threads = [], []
 
-    def run(path, *, output_dir, results_dir, parameters, cell_timeout):
+    def run(path, *, output_dir, results_dir, parameters, cell_timeout, environment):
         asked.append(parameters)
+        threads.append(environment.get("OMP_NUM_THREADS"))
         rows = [record(seed=parameters["seed"], settings={"train_examples": n}) for n in (8, parameters["n"])]
-        output_dir.mkdir(parents=True)
+        output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / "records.json").write_text(json.dumps(rows))
         return RunResult(path, path, output_dir / "records.json", 1.0)
 
@@ -41,6 +42,12 @@ def test_measurements_are_recorded_once_and_resumed(tmp_path, monkeypatch):
     assert measure.measure("01_x", resume=True) == rows and len(asked) == 6
     shutil.rmtree(tmp_path / "results" / "measure" / "01_x" / "1-2")
     assert measure.measure("01_x", resume=True) == rows and asked[6:] == [{"seed": 2, "n": 100}]
+    assert threads == [None] * 7
+    together = measure.measure("01_x", at_once=1000)
+    assert [[row[key] for key in row if key != "hardware"] for row in together] == [
+        [row[key] for key in row if key != "hardware"] for row in rows
+    ]
+    assert threads[7:] == ["1"] * 6 and together[0]["hardware"].endswith(", 1000 runs at once of 1 threads")
     measure.write_rows(tmp_path / "rows.json", rows)
     assert json.loads((tmp_path / "rows.json").read_text()) == rows
     assert len((tmp_path / "rows.json").read_text().splitlines()) == 11 and len(list(tmp_path.glob("rows*"))) == 1

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from transformers import DataCollatorWithPadding
+from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening, DataCollatorWithPadding
 
-from helpers import choose_machine, fit, load_classifier, load_encoder, load_task, predict
+from helpers import choose_machine, fit, load_classifier, load_encoder, load_language_model, load_task, predict
+from helpers.docstrings import mask_prompt
 from helpers.errors import ParameterError
-from helpers.training import trainer_settings
 
 MACHINE = choose_machine(device="cpu", precision="float32")
 
@@ -68,9 +68,13 @@ def test_accumulated_gradients_give_the_loss_of_the_whole_batch(task):
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-@pytest.mark.parametrize("by_length", [True, False])
-def test_texts_of_one_length_share_a_batch_only_where_that_is_asked(by_length):
-    """A model that writes learned one number of parameters from such batches, whatever the signature."""
-    sizes = {"steps": 1, "batch": 1, "gathered": 1, "seed": 0}
-    settings = trainer_settings(choose_machine(device="cpu"), **sizes, by_length=by_length)
-    assert (settings.train_sampling_strategy == "group_by_length") is by_length
+def test_flattened_texts_train_a_model_as_padded_ones_do():
+    """Where a cache of keys and values is kept, texts in one row would see each other."""
+    losses = []
+    for flat in (True, False):
+        model, tokenizer = load_language_model()
+        texts = [f"Return the value{' of the field' * n}." for n in range(1, 9)]
+        rows = [mask_prompt(tokenizer, "def name(a, b):\n", text) for text in texts]
+        collator = DataCollatorWithFlattening() if flat else DataCollatorForSeq2Seq(tokenizer)
+        losses.append(fit(model, rows, collator, steps=3, rate=1e-3, machine=MACHINE, batch=8))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and losses[0][2] < losses[0][0] - 0.01

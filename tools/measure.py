@@ -1,9 +1,10 @@
 """Records the runs that take too long for a reader: the notebooks again, with several seeds and full sizes.
 
-    python -m tools.measure [NOTEBOOK ...] [--resume]
+    python -m tools.measure [NOTEBOOK ...] [--resume] [--at-once N]
 
 The records, with command, date and hardware, go to data/measurements/<notebook>.json, which is never edited by hand.
-Each finished run stays in results/measure/<notebook>/<set>-<seed>/, from where --resume takes it.
+Each finished run stays in results/measure/<notebook>/<set>-<seed>/, from where --resume takes it. Small models leave
+most of several cores idle: N runs at once are sooner done, each on its share of the cores, which the records name.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import json
 import os
 import platform
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -46,23 +48,30 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     draft.replace(path)
 
 
-def measure(notebook: str, *, resume: bool = False) -> list[dict[str, Any]]:
+def measure(notebook: str, *, resume: bool = False, at_once: int = 1) -> list[dict[str, Any]]:
     """The records of one notebook for every set of parameters and seed; what two runs share is kept once."""
-    rows, source = {}, ROOT / "notebooks" / f"{notebook}.ipynb"
-    for number, parameters in enumerate(FULL_SIZE[notebook]):
-        for seed in SEEDS:
-            folder = ROOT / "results" / "measure" / notebook / f"{number}-{seed}"
-            finished = folder / "finished.json"
-            if not (resume and finished.exists()):
-                finished.unlink(missing_ok=True)
-                given = {"parameters": {"seed": seed, **parameters}, "cell_timeout": 3600}
-                result = run_notebook(source, output_dir=folder, results_dir=folder, **given)
-                about = {"command": f"python -m tools.measure {notebook}", "date": datetime.date.today().isoformat()}
-                records = json.loads(result.records.read_text(encoding="utf-8"))
-                write_rows(finished, [{**record, **about, "hardware": hardware()} for record in records])
-            for row in json.loads(finished.read_text(encoding="utf-8")):
-                same = [row[key] for key in ("technique", "variant", "settings", "split", "seed", "metric")]
-                rows.setdefault(json.dumps(same, sort_keys=True), row)
+    source, threads = ROOT / "notebooks" / f"{notebook}.ipynb", max(1, (os.cpu_count() or 1) // at_once)
+    about = {"command": f"python -m tools.measure {notebook}", "date": datetime.date.today().isoformat()}
+    about["hardware"] = f"{hardware()}, {at_once} runs at once of {threads} threads" if at_once > 1 else hardware()
+
+    def run(number: int, seed: int) -> list[dict[str, Any]]:
+        folder = ROOT / "results" / "measure" / notebook / f"{number}-{seed}"
+        finished = folder / "finished.json"
+        if not (resume and finished.exists()):
+            finished.unlink(missing_ok=True)
+            given = {"parameters": {"seed": seed, **FULL_SIZE[notebook][number]}, "cell_timeout": 10_000}
+            given["environment"] = {"OMP_NUM_THREADS": str(threads)} if at_once > 1 else {}
+            result = run_notebook(source, output_dir=folder, results_dir=folder, **given)
+            records = json.loads(result.records.read_text(encoding="utf-8"))
+            write_rows(finished, [{**record, **about} for record in records])
+        return json.loads(finished.read_text(encoding="utf-8"))
+
+    with ThreadPoolExecutor(at_once) as pool:  # threads: each run is a process of its own
+        runs = [pool.submit(run, number, seed) for number in range(len(FULL_SIZE[notebook])) for seed in SEEDS]
+    rows = {}
+    for row in (row for done in runs for row in done.result()):
+        same = [row[key] for key in ("technique", "variant", "settings", "split", "seed", "metric")]
+        rows.setdefault(json.dumps(same, sort_keys=True), row)
     return list(rows.values())
 
 
@@ -70,6 +79,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m tools.measure", description=__doc__.partition("\n")[0])
     parser.add_argument("notebooks", nargs="*", default=list(FULL_SIZE), metavar="NOTEBOOK", help="default: all")
     parser.add_argument("--resume", action="store_true", help="keep the runs that an interrupted command finished")
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="runs at once (1)")
     options = parser.parse_args()
     for notebook in options.notebooks:
-        write_rows(ROOT / "data" / "measurements" / f"{notebook}.json", measure(notebook, resume=options.resume))
+        write_rows(
+            ROOT / "data" / "measurements" / f"{notebook}.json",
+            measure(notebook, resume=options.resume, at_once=options.at_once),
+        )

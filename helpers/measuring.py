@@ -135,13 +135,14 @@ def training_memory(
     gradients = sum(p.grad.nbytes for p in trained if p.grad is not None)
     stepped = optimizer(trained, lr=0.0, weight_decay=0.0)
     stepped.step()
-    state = sum(v.nbytes for s in stepped.state.values() for v in s.values() if isinstance(v, torch.Tensor))
+    states = (v.untyped_storage() for s in stepped.state.values() for v in s.values() if isinstance(v, torch.Tensor))
+    state = {storage.data_ptr(): storage.nbytes() for storage in states}  # 8-bit states share a table
     stepped.zero_grad()
     model.train(training)
     parts = {
         "weights": sum(weights.values()),
         "gradients": gradients,
-        "optimiser state": state,
+        "optimiser state": sum(state.values()),
         "activations": sum(kept.values()),
     }
     return {name: size / MIB for name, size in parts.items()}

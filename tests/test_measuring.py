@@ -53,6 +53,15 @@ def test_memory_by_part_is_counted_by_hand_and_the_weights_stay():
     assert parts["activations"] == pytest.approx(4 * 64 * 512 / mib)  # what the last layer multiplies
 
 
+def test_what_parameters_share_in_the_optimiser_is_counted_once():
+    from bitsandbytes.optim import AdamW8bit
+
+    model = nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(3)))  # 4,096 numbers each: the 8-bit kind
+    state = training_memory(model, lambda: model(torch.randn(2, 64)).sum(), AdamW8bit)["optimiser state"]
+    bytes_of_one = 2 * (4096 + 4 * 4096 // 256)  # two averages, a 32-bit scale for 256 numbers
+    assert state * 2**20 == 3 * bytes_of_one + 2 * 4 * 256, "and two tables for all"
+
+
 def test_memory_grows_with_each_trained_block():
     """What the growth of the process, measured until release 0.1.0, did not show: 352, 232, 283 MiB."""
     batch = {"input_ids": torch.arange(5, 69).view(4, 16), "attention_mask": torch.ones(4, 16, dtype=torch.long)}

@@ -248,8 +248,7 @@ def copying(model, tokenizer, texts: list[str]) -> dict[str, Any]:
 
 def card(found: dict[str, Any], log: dict[str, Any]) -> str:
     """The text of the model card: pretraining/card.md, filled with what was measured and recorded."""
-    curve = [entry for entry in log["curve"] if "held_out_loss" in entry]
-    last = log["curve"][-1]
+    curve = whole_curve(log)
     template = (ROOT / "pretraining" / "card.md").read_text(encoding="utf-8")
     speed, text = found["speed"], found["text"]
     held_out = [name for name in text["bits_per_byte"] if name not in KINDS]
@@ -259,15 +258,13 @@ def card(found: dict[str, Any], log: dict[str, Any]) -> str:
         speed=speed,
         text=text,
         copying=found["copying"],
-        log=log,
         recipe=log["recipe"],
         heads=log["recipe"]["width"] // log["recipe"]["head_width"],
         longest=LONGEST,
         stages=", then ".join(f"{share:.0%} at {length} tokens" for share, length in STAGES),
-        epochs=last["tokens"] / text["training_tokens"],
-        last=last,
-        minutes=last["seconds"] / 60,
-        tokens_per_second=last["tokens"] / last["seconds"],
+        epochs=curve[-1]["tokens"] / text["training_tokens"],
+        last=curve[-1],
+        runs="\n".join(map(_run, runs_of(log))),
         held_out_names=" and ".join(held_out),
         each=", ".join(f"{name} {text['bits_per_byte'][name]['model']:.3f}" for name in held_out),
         window=WINDOW,
@@ -285,13 +282,44 @@ def card(found: dict[str, Any], log: dict[str, Any]) -> str:
         curve_table=_table(
             ("tokens", "length", "loss on training text", "loss on held-out docstrings", "bits per byte", "minutes"),
             "{tokens:,} | {length} | {train_loss:.3f} | {held_out_loss:.3f} | {bits:.3f} | {minutes:.0f}",
-            [{**e, "bits": e["held_out_bits_per_byte"], "minutes": e["seconds"] / 60} for e in curve],
+            [
+                {**e, "bits": e["held_out_bits_per_byte"], "minutes": e["seconds"] / 60}
+                for e in curve
+                if "held_out_loss" in e
+            ],
         ),
         package_table=_table(
             ("package", "licence as the package states it", "texts", "kB"),
             "{package} {version} | {licence} | {texts:,} | {kilobytes:,.0f}",
             [{**row, "kilobytes": row["bytes"] / 1e3} for row in text["packages"]],
         ),
+    )
+
+
+def runs_of(log: dict[str, Any]) -> list[dict[str, Any]]:
+    """The logs of all runs that made a model, from the first."""
+    return [*log.get("before", []), log]
+
+
+def whole_curve(log: dict[str, Any]) -> list[dict[str, Any]]:
+    """The entries of all runs in a row, tokens and seconds added up."""
+    found, tokens, seconds = [], 0, 0.0
+    for run in runs_of(log):
+        found += [{**e, "tokens": e["tokens"] + tokens, "seconds": e["seconds"] + seconds} for e in run["curve"]]
+        tokens, seconds = found[-1]["tokens"], found[-1]["seconds"]
+    return found
+
+
+def _run(log: dict[str, Any]) -> str:
+    """One run in a sentence or two."""
+    recipe, last = log["recipe"], log["curve"][-1]
+    kind = f" of {recipe['only']}s alone" if recipe.get("only") else ""
+    return (
+        f"- {last['tokens']:,} tokens{kind}, in {recipe['steps']:,} steps of {recipe['tokens_per_step']:,}. Learning "
+        f"rates {recipe['muon_lr']} (Muon) and {recipe['adamw_lr']} (AdamW); warm-up over {recipe['warmup']:.0%} of "
+        f"the steps, then flat, then in a straight line to zero over the last {recipe['decay']:.0%}; seed "
+        f"{recipe['seed']}. {last['seconds'] / 60:.0f} minutes on {log['hardware']} ({log['date']}), "
+        f"{last['tokens'] / last['seconds']:,.0f} tokens a second."
     )
 
 
@@ -340,7 +368,7 @@ def main() -> None:
     if options.folder.resolve() != LANGUAGE_MODEL:
         print(f"wrote {path}; the card is prose about one model, so it is written for {LANGUAGE_MODEL} only")
         return
-    plot_curve(log["curve"], options.folder / "loss_curve.png")
+    plot_curve(whole_curve(log), options.folder / "loss_curve.png")
     (options.folder / "README.md").write_text(card(found, log), encoding="utf-8")
     print(f"wrote {options.folder / 'README.md'}")
 

@@ -304,7 +304,7 @@ def train(
             if done % CHECKPOINT_EVERY == 0 and done < recipe.steps:
                 _checkpoint(checkpoint, recipe, model, optimizers, done, seconds, log)
             since, tokens_since, losses = time.perf_counter(), 0, []
-    _save(model, tokenizer, folder, recipe, log, machine.reason)
+    _save(model, tokenizer, folder, recipe, log, machine.reason, start)
     checkpoint.unlink(missing_ok=True)
     print(f"\n{'step':>6}{'tokens':>14}{'train loss':>12}{'held out':>10}{'bits/byte':>11}{'minutes':>9}")
     for e in log:
@@ -362,7 +362,7 @@ def _checkpoint(path: Path, recipe, model, optimizers, step, seconds, log) -> No
     os.replace(draft, path)
 
 
-def _save(model, tokenizer, folder: Path, recipe: Recipe, log: list, processor: str) -> None:
+def _save(model, tokenizer, folder: Path, recipe: Recipe, log: list, processor: str, start: Path | None) -> None:
     model.set_attn_implementation("sdpa")
     model.to("cpu", torch.bfloat16).save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
@@ -372,7 +372,11 @@ def _save(model, tokenizer, folder: Path, recipe: Recipe, log: list, processor: 
         "date": time.strftime("%Y-%m-%d"),
         "torch": torch.__version__,
         "curve": log,
+        "before": [],  # the runs that it goes on from
     }
+    if start and (start / "training_log.json").exists():
+        earlier = json.loads((start / "training_log.json").read_text(encoding="utf-8"))
+        about["before"] = [*earlier.pop("before", []), earlier]
     (folder / "training_log.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from helpers import choose_machine, fingerprint
 from helpers.hub import LANGUAGE_MODEL
-from pretraining import corpus, train
+from pretraining import corpus, report, train
 from pretraining.ngrams import Trigram, windows
 
 SOURCE = '''
@@ -145,7 +145,7 @@ def test_learning_rate_and_length_over_the_run():
 
 def test_the_recorded_recipe_is_the_preset():
     log = json.loads((LANGUAGE_MODEL / "training_log.json").read_text(encoding="utf-8"))
-    assert train.Recipe(**log["recipe"]) == train.PRESETS["cpu"]
+    assert train.Recipe(**report.runs_of(log)[0]["recipe"]) == train.PRESETS["cpu"]
 
 
 @pytest.fixture
@@ -194,8 +194,12 @@ def test_a_run_can_go_on_from_a_model(tiny_recipe, tmp_path, monkeypatch):
     first, second = tmp_path / "first", tmp_path / "second"
     train.train(tiny_recipe, first, tmp_path, compiled=False)
     train.train(tiny_recipe, second, tmp_path, compiled=False, start=first)
-    losses = [json.loads((f / "training_log.json").read_text())["curve"][0]["train_loss"] for f in (first, second)]
+    logs = [json.loads((folder / "training_log.json").read_text()) for folder in (first, second)]
+    losses = [log["curve"][0]["train_loss"] for log in logs]
     assert losses[1] < losses[0] - 0.5, "it begins where the first run ended"
+    assert report.runs_of(logs[1]) == [{k: v for k, v in logs[0].items() if k != "before"}, logs[1]]
+    tokens = [entry["tokens"] for entry in report.whole_curve(logs[1])]
+    assert tokens == sorted(tokens) and tokens[-1] == 2 * tiny_recipe.steps * tiny_recipe.tokens_per_step
 
 
 def test_muon_in_float32_is_that_of_pytorch():

@@ -63,8 +63,8 @@ def test_the_model_learns_the_style_which_words_did_not_bring(second):
     def value(rule, **columns):
         return second.value(metric=rule, **columns)
 
-    for name in ("as it is", "two examples before"):
-        assert value("form", technique="hard_prompt", variant=name) < 0.5
+    for name, most in {"as it is": 0.15, "two examples before": 0.5}.items():
+        assert value("form", technique="hard_prompt", variant=name) < most
         assert value("names", technique="hard_prompt", variant=name) < 0.1
     taught = {"technique": "lora", "variant": "LoRA"}
     assert value("form", **taught) > 0.9 and value("ended", **taught) > 0.9 and value("names", **taught) > 0.65

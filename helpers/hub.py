@@ -32,7 +32,7 @@ LANGUAGE_MODEL = (DATA / "language_model").resolve()
 LANGUAGE_MODEL_FILES = {
     "config.json": "7b6566892400c294a887c7f24807257cac134351f64759d2e9438b52176ca805",
     "generation_config.json": "e9c42bd8c4e08af12d7090aa6d4ad66489ade8373cd9b7d49f651c60103ce14c",
-    "model.safetensors": "2bfcedfc82ca849eeee8672af527e3ed20dc99ef445a75267bf3b9603f3d39d5",
+    "model.safetensors": "955890657390bc2385185f52f3b62b871b40d2fb57699f8e9999cbe741997602",
     "tokenizer.json": "e2c5f25041c8ff135140033a3b7c844d793a7e0c944686a3eb3b21a7fdb4c786",
     "tokenizer_config.json": "5c8da8f5474459f73d572f0bf06bcad8cf9467e6f2bea5869dc99246c81f409c",
 }

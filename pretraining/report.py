@@ -265,7 +265,7 @@ def card(found: dict[str, Any], log: dict[str, Any]) -> str:
         epochs=curve[-1]["tokens"] / text["training_tokens"],
         last=curve[-1],
         runs="\n".join(map(_run, runs_of(log))),
-        held_out_names=" and ".join(held_out),
+        held_out_names=", ".join(held_out),
         each=", ".join(f"{name} {text['bits_per_byte'][name]['model']:.3f}" for name in held_out),
         window=WINDOW,
         sizes=", ".join(f"`{name}` {size / 1e6:.2f} MB" for name, size in speed["file_bytes"].items()),

@@ -161,6 +161,12 @@ def test_cells_that_did_not_run_are_seen_whatever_the_status_says(place):
             check(*wrong)
 
 
+def test_the_records_of_a_failed_run_are_set_aside_not_lost(place):
+    last = WRITE.format(name=place.name, records=[record(place.name)]) + "\nraise ValueError('too late')"
+    place.write(last=last).fails("too late")
+    assert json.loads(place.records.with_suffix(".failed").read_text()) == [record(place.name)]
+
+
 def test_records_not_written(place):
     place.write(last="1 + 1").fails("records/01_small.json: expected .* found FileNotFoundError")
 

@@ -55,7 +55,8 @@ def run_notebook(
 
     `python`, `cwd` and `environment` are the kernel's; `results_dir` reaches the notebook as its parameter. Time-outs
     are in seconds, by default four times a cell's for the notebook. What an earlier run left is removed first; a run
-    that fails leaves `<name>.failed.ipynb`, and raises a NotebookError that names the cell.
+    that fails leaves `<name>.failed.ipynb` and the records that it wrote as `<name>.failed`, and raises a NotebookError
+    that names the cell.
     """
     output_dir, results_dir, cwd = (Path(folder).resolve() for folder in (output_dir, results_dir, cwd))
     values = check_parameters(path, parameters or {})
@@ -65,7 +66,7 @@ def run_notebook(
     results = results_dir.relative_to(cwd) if results_dir.is_relative_to(cwd) else results_dir
     executed, failed, page = (output_dir / f"{path.stem}{end}" for end in (".ipynb", ".failed.ipynb", ".html"))
     records, notes = (results_dir / kind / f"{path.stem}.json" for kind in ("records", "notes"))
-    for old in (executed, failed, page, records, notes):
+    for old in (executed, failed, page, records, notes, records.with_suffix(".failed")):
         old.unlink(missing_ok=True)
     output_dir.mkdir(parents=True, exist_ok=True)
     job = {"input_path": str(path), "output_path": str(failed), "cwd": str(cwd), "progress_bar": {"desc": path.stem}}
@@ -75,7 +76,8 @@ def run_notebook(
         check_cells(path, failed, execute(job, notebook_timeout or 4 * cell_timeout, str(python), environment or {}))
         check_records(path, records, began)
     except BaseException:  # an interruption too
-        records.unlink(missing_ok=True)
+        if records.exists():  # not read as results, and not lost: it may have taken an hour
+            records.replace(records.with_suffix(".failed"))
         raise
     failed.replace(executed)
     page.write_text(HTMLExporter().from_filename(executed)[0], encoding="utf-8")

@@ -73,9 +73,8 @@ def test_files_are_the_measured_ones_and_the_card_says_so():
     assert set(measured) == set(PARTS)
     assert {part["sha256"] for part in measured.values()} == {LANGUAGE_MODEL_FILES["model.safetensors"]}
     assert (LANGUAGE_MODEL / "README.md").read_text(encoding="utf-8") == card(measured, log)
-    for run in runs_of(log):
-        curve = [entry["held_out_loss"] for entry in run["curve"] if "held_out_loss" in entry]
-        assert len(curve) >= 2 and curve[-1] == min(curve)
+    curves = [[e["held_out_loss"] for e in run["curve"] if "held_out_loss" in e] for run in runs_of(log)]
+    assert sum(map(len, curves)) >= 8 and all(curve[-1] == min(curve) for curve in curves)
     assert log["curve"][-1]["tokens"] == log["recipe"]["steps"] * log["recipe"]["tokens_per_step"]
 
 
@@ -113,7 +112,7 @@ def test_it_predicts_text_that_it_has_never_seen_and_one_block_less_is_noticed()
     shorter = score_texts(model, tokenizer, UNSEEN).bits_per_byte
     print(f"{learned:.3f} bits per byte, {before:.3f} before training, {shorter:.3f} without the last block")
     # The first run alone stood below 1.5; the second, which never saw such texts without a signature, costs a little.
-    assert learned < 1.6 and before > 3 and shorter > learned + 0.2
+    assert learned < 1.55 and before > 3 and shorter > learned + 0.2
 
 
 def test_neither_a_cache_nor_padding_on_the_left_changes_what_is_generated():

@@ -66,7 +66,8 @@ def run_notebook(
     results = results_dir.relative_to(cwd) if results_dir.is_relative_to(cwd) else results_dir
     executed, failed, page = (output_dir / f"{path.stem}{end}" for end in (".ipynb", ".failed.ipynb", ".html"))
     records, notes = (results_dir / kind / f"{path.stem}.json" for kind in ("records", "notes"))
-    for old in (executed, failed, page, records, notes, records.with_suffix(".failed")):
+    aside = records.with_suffix(".failed")
+    for old in (executed, failed, page, records, notes, aside):
         old.unlink(missing_ok=True)
     output_dir.mkdir(parents=True, exist_ok=True)
     job = {"input_path": str(path), "output_path": str(failed), "cwd": str(cwd), "progress_bar": {"desc": path.stem}}
@@ -77,7 +78,7 @@ def run_notebook(
         check_records(path, records, began)
     except BaseException:  # an interruption too
         if records.exists():  # not read as results, and not lost: it may have taken an hour
-            records.replace(records.with_suffix(".failed"))
+            records.replace(aside)
         raise
     failed.replace(executed)
     page.write_text(HTMLExporter().from_filename(executed)[0], encoding="utf-8")

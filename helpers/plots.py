@@ -1,6 +1,6 @@
 """Figures: one style, colour-blind safe, told apart by marker and line as well as by colour.
 
-Every function takes `ax=None` and returns the Axes.
+Every function takes `ax=None` and returns the Axes; `scoreboard` has two, and returns the Figure.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 if TYPE_CHECKING:
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
 
 # Okabe and Ito (2008), "Color Universal Design".
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+SHAPES = "\u25cf\u25a0\u25b2\u25c6"  # the first four markers, in a text
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h", "d")
 HATCHES = ("", "//", "..", "xx", "\\\\")
 LINES = ("-", "--", "-.", ":")
 FROZEN, TRAINED = "#D9E2EC", "#F6C89F"
+GREY = "#52606D"
 
 
 def _axes(ax: Axes | None, size: tuple[float, float] = (7.0, 4.0)) -> Axes:
@@ -106,40 +109,69 @@ def scores(
     return ax
 
 
-def scoreboard(table: pd.DataFrame, *, guess: float, ax: Axes | None = None) -> Axes:
-    """Draw the scoreboard: one row a technique, `test` and `test_shifted`, what was chosen and how much was trained.
+def scoreboard(table: pd.DataFrame) -> Figure:
+    """Draw the scoreboard: one row a technique, topics on the left, docstrings on the right.
 
-    Filled markers ran live, hollow ones were recorded earlier. What is near guessing would stretch the
-    axis and stands below it as a note.
+    Filled markers ran live, hollow ones were recorded earlier; how many numbers are trained stands
+    beside them. Topics far below the best would stretch the axis and stand at its edge, in words.
 
     Args:
         table: from `helpers.scoreboard.table_of`.
-        guess: percent that guessing reaches.
     """
-    ran = table[table["test"] != ""].sort_values("test")
-    shown = ran[ran["test"] > 1.5 * guess]  # the axis begins where the values begin
-    ax = _axes(ax, (9.0, 0.5 * len(shown) + 1.2))
-    for y, (_, row) in enumerate(shown.iterrows()):
-        recorded = row["variant"].endswith("(recorded)")
-        for column, colour, marker, side in (
-            ("test_shifted", COLOURS[1], "s", "right"),
-            ("test", COLOURS[0], "o", "left"),
-        ):
-            if row[column] != "":
-                ax.plot(row[column], y, marker, color=colour, markerfacecolor="white" if recorded else colour)
-                if y == len(shown) - 1:  # names at the points of the first row, in place of a legend
-                    style = {"xytext": (0, 8), "textcoords": "offset points", "color": colour, "ha": side}
-                    ax.annotate(column, (row[column], y), **style)
-        trained = f", {row['trained']:,} trained" if row["trained"] else ""
-        told = f"{row['variant'].removesuffix(' (recorded)')}{trained}"
-        ax.annotate(told, (1.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=8)
-    ax.set_yticks(range(len(shown)), shown.index)
-    ax.set_ylim(-0.6, len(shown) - 0.1)
-    left = "; ".join(f"{name} {row['test']:.0f}" for name, row in ran.drop(shown.index).iterrows())
-    texts = ran["texts"].max() if len(ran) else 0
-    ax.set_xlabel(f"accuracy (%) with {texts:,} training texts" + f"\nfar to the left: {left}" * bool(left))
-    ax.grid(alpha=0.3)
-    return ax
+    table = table[table["variant"] != "not run"]
+    size = (9.0, 0.4 * len(table) + 1.5)
+    fig, (left, right) = plt.subplots(1, 2, figsize=size, layout="constrained", sharey=True)
+    fig.get_layout_engine().set(wspace=0.08)
+    left.set_yticks(range(len(table)), table.index)
+    left.set_ylim(max(len(table), 1) - 0.5, -0.5)
+    _panel(left, table, ("topics", "shifted"), part=0)
+    _panel(right, table, ("form", "names"), part=-1)
+    left.set_xlabel("topics: right on test and on shifted test (%)")
+    right.set_xlabel("docstrings: right form, right names too (%)")
+    right.set_xlim(0, 100)  # none right is a result here
+    if table["variant"].str.contains("(recorded)", regex=False).any():
+        fig.supxlabel("filled: ran live; hollow: recorded", fontsize=8, color=GREY)
+    return fig
+
+
+def _panel(ax: Axes, table: pd.DataFrame, columns: tuple[str, str], *, part: int) -> None:
+    """Draw two columns of the table; `part` is the task's place in "of topics / of docstrings"."""
+    _axes(ax).grid(alpha=0.3)
+    ax.tick_params(axis="y", length=0)
+    ax.locator_params(axis="x", integer=True)
+    kinds = {column: number - 2 * part for number, column in enumerate(columns)}  # four columns, four markers
+    for number, (column, kind) in enumerate(kinds.items()):
+        place = (0.28 * number, 1.03)
+        told = f"{SHAPES[kind]} {column}"
+        ax.annotate(told, place, xycoords="axes fraction", color=COLOURS[kind], weight="bold")
+    ax.annotate("numbers\ntrained", (1.03, 1.03), xycoords="axes fraction", fontsize=8, color=GREY)
+    lead = pd.to_numeric(table[columns[0]], errors="coerce")
+    if lead.isna().all():
+        ax.annotate("nothing was recorded", (0.5, 0.5), xycoords="axes fraction", ha="center")
+    least = 0.6 * lead.max() if part == 0 else 0
+    words = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8, "color": GREY}
+    words["bbox"] = {"fc": "white", "ec": "none", "pad": 1}  # no line of the grid through them
+    for y, (_, row) in enumerate(table.iterrows()):
+        cells = {column: row[column] for column in columns if row[column] != ""}
+        recorded = row["variant"].split(" / ")[part].endswith("(recorded)")
+        if cells:
+            ax.annotate(row["trained"].split(" / ")[part], (1.03, y), **words)
+        if cells and lead.iloc[y] < least:
+            told = ", ".join(f"{column} {value}" for column, value in cells.items())
+            ax.annotate(f"\N{LEFTWARDS ARROW} {told}{' (recorded)' * recorded}", (0.02, y), **words)
+            continue
+        for column, value in cells.items():
+            kind = kinds[column]
+            style = {"color": COLOURS[kind], "marker": MARKERS[kind], "linestyle": "none", "clip_on": False}
+            style["markerfacecolor"] = "white" if recorded else COLOURS[kind]
+            ax.plot(value, y + 0.26 * columns.index(column) - 0.13, **style)  # apart: equal values are seen both
+
+
+def short(count: int) -> str:
+    """A count in a few characters: 7,680, 339 k or 22.7 M."""
+    if count < 10_000:
+        return f"{count:,}"
+    return f"{count / 1e3:.0f} k" if count < 999_500 else f"{count / 1e6:.1f} M"
 
 
 def parts(sizes: Mapping[str, Mapping[str, float]], *, xlabel: str, title: str = "", ax: Axes | None = None) -> Axes:
@@ -176,7 +208,7 @@ def bills(
     longest = max(sum(of_name.values()) for of_name in sizes.values())
     shown: dict[float, list[str]] = {}
     for name, size in sorted(cards.items(), key=lambda card: card[1]):
-        near = next((x for x in shown if size - x < 0.04 * max(longest, size)), size)
+        near = next((x for x in shown if size - x < 0.06 * max(longest, size)), size)
         if near in shown or not shown or max(shown) < longest:
             shown.setdefault(near, []).append(name.replace(" GB", ""))
     for size, names in shown.items():
@@ -209,9 +241,11 @@ def levels(values: np.ndarray, of_types: Mapping[str, np.ndarray], *, title: str
 def curves(losses: Mapping[str, Sequence[float]], *, smooth: int = 10, title: str = "", ax: Axes | None = None) -> Axes:
     """Draw the training loss over the steps, one line a run, as a running mean over `smooth` steps."""
     ax = _axes(ax)
-    means = pd.DataFrame({name: pd.Series(values) for name, values in losses.items()}).rolling(smooth, 1).mean()
-    means.plot(ax=ax, color=COLOURS, style=[LINES[i % len(LINES)] for i in range(len(losses))], ylim=(0, None))
-    ax.set(xlabel="training step", ylabel=f"loss (nats, mean of {smooth} steps)", title=title)
+    for number, (name, values) in enumerate(losses.items()):
+        means = pd.Series(values, dtype=float).rolling(smooth, 1).mean()
+        style = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number % len(LINES)]}
+        ax.plot(means, label=name, **style)
+    ax.set(xlabel="training step", ylabel=f"loss (nats, mean of {smooth} steps)", title=title, ylim=(0, None))
     ax.grid(alpha=0.3)
     ax.legend(frameon=False)
     return ax
@@ -261,10 +295,10 @@ def stack(blocks: int, trained: int, *, title: str = "", ax: Axes | None = None)
     if trained == blocks:
         colours[0] = TRAINED
     for y, (name, colour) in enumerate(zip([*names, "head: one score a label"], [*colours, TRAINED])):
-        ax.add_patch(FancyBboxPatch((0, y), 1, 0.62, "round,pad=0.02,rounding_size=0.08", fc=colour, ec="#52606D"))
+        ax.add_patch(FancyBboxPatch((0, y), 1, 0.62, "round,pad=0.02,rounding_size=0.08", fc=colour, ec=GREY))
         ax.annotate(name, (0.5, y + 0.31), ha="center", va="center", fontsize=9)
         if y:
-            ax.annotate("", (0.5, y - 0.02), (0.5, y - 0.36), arrowprops={"arrowstyle": "->", "color": "#52606D"})
+            ax.annotate("", (0.5, y - 0.02), (0.5, y - 0.36), arrowprops={"arrowstyle": "->", "color": GREY})
     ax.set(xlim=(-0.05, 1.05), ylim=(-0.1, blocks + 2.8), title=title)
     ax.axis("off")
     return ax
@@ -280,7 +314,7 @@ def low_rank(rows: int, columns: int, rank: int, *, ax: Axes | None = None) -> A
         ("A", (rank, columns), (thin, 1)),
     ):
         colour = FROZEN if name == "W" else TRAINED
-        ax.add_patch(FancyBboxPatch((x, 0.5 - height / 2), width, height, "square,pad=0", fc=colour, ec="#52606D"))
+        ax.add_patch(FancyBboxPatch((x, 0.5 - height / 2), width, height, "square,pad=0", fc=colour, ec=GREY))
         ax.annotate(name, (x + width / 2, 0.5), ha="center", va="center", fontsize=13)
         told = f"{high} x {wide}\n{high * wide:,} numbers"
         ax.annotate(told, (x + width / 2, -0.12), ha="center", va="top", fontsize=9)

@@ -17,16 +17,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from sklearn.metrics import f1_score
 from torch import nn
 
 from . import plots
 from .docstrings import Docstrings
 from .errors import DataError, ParameterError
-from .hub import DATA, ENCODER
+from .hub import DATA, ENCODER, find_model
 from .machine import Machine
 from .measuring import ParameterCount, count_parameters, training_memory
+from .models import positions_of, read_config
 from .tasks import Task, label_of
 
 MEASUREMENTS = DATA / "measurements"
@@ -43,6 +44,10 @@ TECHNIQUES = {  # as it is recorded, and as it is written on a figure
     "prompt_tuning": "soft prompt",
     "prefix_tuning": "prefix tuning",
 }
+# Columns of the table: of which metric, on which split.
+TOPICS = {"topics": ("accuracy", "test"), "shifted": ("accuracy", "test_shifted")}
+DOCSTRINGS = {"form": ("form", "test"), "names": ("names", "test")}
+STYLE = "google style"  # the house style that is shown, where more than one ran
 FIELDS = (
     *("notebook", "technique", "variant", "settings", "backbone", "task", "task_fingerprint", "split", "seed"),
     *("metric", "value", "trainable_parameters", "total_parameters", "adapter_bytes", "train_seconds", "step_mib"),
@@ -178,17 +183,30 @@ class Scoreboard:
         task: what `load_task` returned.
         backbone, seed, machine, results_dir: as in the notebook's parameters. A relative `results_dir` lies
             in the repository, or in the working directory where there is none.
+        numbers: the notebook's other numbers, under the names of its parameters; see `check_numbers`.
 
     Attributes:
         results: the folder for everything that the notebook writes.
         step_loss: a function of a model that returns the loss of one fixed batch; if it is set, the
             memory of a training step is counted for every run.
         records, notes: what was kept so far.
+
+    Raises:
+        ParameterError: a number with which the notebook cannot work.
     """
 
     def __init__(
-        self, notebook: str, task: Task, *, backbone: str, seed: int, machine: Machine, results_dir: str = "results"
+        self,
+        notebook: str,
+        task: Task,
+        *,
+        backbone: str,
+        seed: int,
+        machine: Machine,
+        results_dir: str = "results",
+        **numbers: float,
     ) -> None:
+        check_numbers(backbone, seed=seed, **numbers)
         self.notebook, self.task, self.backbone = notebook, task, backbone
         self.seed, self.machine = seed, machine
         self.results = (DATA.parent if (DATA.parent / "notebooks").is_dir() else Path.cwd()) / results_dir
@@ -277,9 +295,9 @@ class Scoreboard:
         self.save(quiet=True)
         return table_of(self.results, fingerprint=self.task.fingerprint)
 
-    def figure(self) -> Axes:
+    def figure(self) -> Figure:
         """The scoreboard as a figure."""
-        return plots.scoreboard(self.table(), guess=100 / len(self.task.labels))
+        return plots.scoreboard(self.table())
 
     def save(self, *, quiet: bool = False) -> None:
         """Write records and notes, each file in one step, so that a reader never sees half of one."""
@@ -292,6 +310,27 @@ class Scoreboard:
         if not quiet:
             seconds = time.perf_counter() - STARTED
             print(f"{len(self.records)} records kept; this notebook took {seconds:.0f} s so far.")
+
+
+def check_numbers(backbone: str, **numbers: float) -> None:
+    """Refuse, by its name, a number that cannot work: before anything is computed, and not in the middle.
+
+    Names that end in `rate` are finite and above 0, all others whole: `seed` from 0, the rest from 1,
+    `max_tokens` up to the positions of the backbone.
+
+    Raises:
+        ParameterError: names the number, its value and what was expected.
+    """
+    for name, value in numbers.items():
+        if name.endswith("rate"):
+            good, wanted = isinstance(value, int | float) and 0 < value < math.inf, "a finite number above 0"
+        else:
+            least = 0 if name == "seed" else 1
+            most = positions_of(read_config(find_model(backbone)[0])) if name == "max_tokens" else None
+            good = isinstance(value, int) and least <= value <= (most or value)
+            wanted = f"a whole number from {least}" + f" to {most}" * bool(most)
+        if not good or isinstance(value, bool):
+            raise ParameterError(f"{name}={value!r}: expected {wanted}.")
 
 
 def read_records(folder: str | Path) -> pd.DataFrame:
@@ -333,48 +372,65 @@ def expand(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def table_of(results_dir: str | Path, *, fingerprint: str | None = None) -> pd.DataFrame:
-    """The scoreboard: one row for each technique, its variant that is best on `validation`.
+    """The scoreboard: one row for each technique, on each task with its variant that is best on `validation`.
 
-    What ran live on this task goes before what was recorded, and that is marked. Accuracies are means
-    over seeds, in percent. Only runs with the same number of training texts (`texts`) stand beside
-    each other: the largest that ran live.
+    Columns: `topics` and `shifted`, the accuracy on `test` and `test_shifted`; `form` and `names`, the
+    docstrings of `test` that are right by these rules; all four in percent, means over seeds. `trained`
+    is how many numbers were, `variant` what is shown: of topics / of docstrings, where they differ.
+
+    What ran live goes before what was recorded, and that is marked. Only topic runs with the same number
+    of training texts stand beside each other: the largest that ran live. Docstrings are those that
+    ran live, in Google style if both did.
 
     Args:
         results_dir: where the notebooks wrote their records.
-        fingerprint: of the task; by default that of the first record found.
+        fingerprint: of the topics; by default that of the first record found.
     """
-    live, past = expand(read_records(Path(results_dir) / "records")), expand(read_records(MEASUREMENTS))
+    both = expand(read_records(Path(results_dir) / "records")), expand(read_records(MEASUREMENTS))
+    topics = [rows[rows["metric"].eq("accuracy")] for rows in both]
     if fingerprint is None:
-        fingerprint = next(iter(live["task_fingerprint"]), None)
-    live, past = (r[r["metric"].eq("accuracy") & r["task_fingerprint"].eq(fingerprint)] for r in (live, past))
-    if len(live):
-        past = past[past["backbone"].isin({*live["backbone"], "none"})]  # another model is another board
-    texts = (live if len(live) else past).get("train_examples", pd.Series([0])).max()
+        fingerprint = next((found for rows in topics for found in rows["task_fingerprint"]), None)
+    topics = [rows[rows["task_fingerprint"].eq(fingerprint)] for rows in topics]
+    texts = next((rows["train_examples"].max() for rows in topics if len(rows)), 0)
+    topics = [rows[rows["train_examples"].eq(texts)] for rows in topics]
+    docstrings = [rows[rows["metric"].isin(["form", "names"])] for rows in both]
+    # What was trained elsewhere, and merged or rounded, is no technique of its own.
+    docstrings = [rows[rows["technique"].eq("hard_prompt") | rows["trainable_parameters"].gt(0)] for rows in docstrings]
+    tasks = sorted(docstrings[0]["task"].unique(), key=lambda name: not name.endswith(STYLE))
+    shown = next(iter(tasks), f"docstrings, {STYLE}")  # docstrings of your own code are another task
+    docstrings = [rows[rows["task"].eq(shown)] for rows in docstrings]
+    found = _chosen(*topics, TOPICS), _chosen(*docstrings, DOCSTRINGS)
     rows = {}
     for technique, name in TECHNIQUES.items():
-        rows[name] = {"variant": "not run"}
-        for records, mark in ((past, " (recorded)"), (live, "")):
-            runs = records[records["technique"].eq(technique) & records.get("train_examples", texts).eq(texts)]
-            if runs["split"].eq("test").any():
-                rows[name] = _row(runs, mark)
-    table = pd.DataFrame(rows, index=["variant", "texts", "test", "test_shifted", "trained", "step MiB"]).T
+        parts = [of_task[technique] for of_task in found if technique in of_task]
+        rows[name] = {column: value for part in parts for column, value in part.items()}
+        for column in ("trained", "variant"):
+            rows[name][column] = " / ".join(dict.fromkeys(part[column] for part in parts))
+        rows[name]["variant"] = rows[name]["variant"] or "not run"
+    table = pd.DataFrame(rows, index=[*TOPICS, *DOCSTRINGS, "trained", "variant"]).T
     return table.where(table.notna(), "")
 
 
-def _row(runs: pd.DataFrame, mark: str) -> dict[str, Any]:
-    """The variant that is best on validation among those that were judged on test."""
-    judged = runs[runs["split"] == "validation"].groupby("variant")["value"].mean()
-    best = max(runs.loc[runs["split"] == "test", "variant"].unique(), key=lambda name: judged.get(name, 0.0))
-    runs = runs[runs["variant"] == best]
-    percent = 100 * runs.groupby("split")["value"].mean()
-    return {
-        "variant": f"{best}{mark}",
-        "texts": int(runs["train_examples"].max()),
-        "test": round(percent["test"], 1),
-        "test_shifted": round(percent.get("test_shifted", float("nan")), 1),
-        "trained": int(runs["trainable_parameters"].max()),
-        "step MiB": pd.to_numeric(runs["step_mib"]).max(),
-    }
+def _chosen(live: pd.DataFrame, past: pd.DataFrame, columns: dict[str, tuple[str, str]]) -> dict[str, dict[str, Any]]:
+    """For each technique, the cells of one task: of its variant that is best on validation of those judged on test."""
+    if len(live):
+        past = past[past["backbone"].isin({*live["backbone"], "none"})]  # another model is another board
+    judged: dict[Any, float] = {}
+    for rows in (past, live):  # a value of today replaces the recorded one
+        judged |= rows[rows["split"] == "validation"].groupby(["technique", "variant"])["value"].mean().to_dict()
+    found = {}
+    for rows, mark in ((past, " (recorded)"), (live, "")):
+        for technique, runs in rows.groupby("technique"):
+            variants = runs.loc[runs["split"] == "test", "variant"].unique()
+            if not len(variants):
+                continue
+            best = max(variants, key=lambda variant: judged.get((technique, variant), -1.0))
+            runs = runs[runs["variant"] == best]
+            means = 100 * runs.groupby(["metric", "split"])["value"].mean()
+            cells = {column: round(means[key], 1) for column, key in columns.items() if key in means}
+            trained = plots.short(int(runs["trainable_parameters"].max()))
+            found[technique] = cells | {"trained": trained, "variant": f"{best}{mark}"}
+    return found
 
 
 def _learned(estimator: Any) -> Sequence[np.ndarray]:

@@ -161,10 +161,8 @@ def load_task(
     _print_notes(rows)
     splits = datasets.DatasetDict()
     features = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(names))}
-    features |= {column: datasets.Value("string") for column in ("id", "reply_id") if ours}
     for split, members in rows.items():
-        columns = {column: [row.values.get(column) for row in members] for column in features}
-        columns |= {"text": [row.text for row in members], "label": [index[str(row.label)] for row in members]}
+        columns = {"text": [row.text for row in members], "label": [index[str(row.label)] for row in members]}
         splits[split] = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
     name = path.stem if path.is_file() else path.resolve().name
     return Task(name if Path(task).expanduser().exists() else task, names, splits, digest.hexdigest())

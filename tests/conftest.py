@@ -13,7 +13,7 @@ from tools.run import run_notebook
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("01_feature_extraction", "02_lora", "03_qlora", "04_prompt_tuning")
 AT_A_TIME = 2  # one notebook alone leaves half of two cores idle most of the time
-TINY = {"max_tokens": 32, "train_examples": 24}
+OWN_CODE = {"train_examples": 24, "steps": 2, "code": str(SITE_PACKAGES / "rich")}
 # Every run that the tests look at: the notebook, its parameters, and for a reader's own file rows, labels and depth.
 RUNS = {
     "first": (0, {}, None),
@@ -21,9 +21,9 @@ RUNS = {
     "third": (2, {}, None),
     "fourth": (3, {}, None),
     "own_first": (0, {"fine_tuning_steps": 2, "max_tokens": 32, "train_examples": 154}, (2_000, 77, 3)),
-    "own_second": (1, {"train_examples": 24, "steps": 2, "code": str(SITE_PACKAGES / "rich")}, (300, 6, 1)),
-    "own_third": (2, {**TINY, "fine_tuning_steps": 10, "reply_steps": 2, "graded_questions": 4}, (300, 6, 1)),
-    "own_fourth": (3, TINY | {"prompt_steps": 6, "asked_in_words": 6}, (300, 6, 1)),
+    "own_second": (1, OWN_CODE, (300, 6, 1)),
+    "own_third": (2, OWN_CODE, (300, 6, 1)),
+    "own_fourth": (3, OWN_CODE, (300, 6, 1)),
 }
 
 

@@ -8,9 +8,7 @@ from itertools import combinations
 
 import pytest
 
-from helpers.errors import ParameterError
 from helpers.hub import DATA
-from helpers.replies import grade_replies, load_pairs
 
 HELPDESK = DATA / "helpdesk"
 AT_LEAST = {"train": 1200, "validation": 240, "test": 480, "test_shifted": 240}
@@ -23,7 +21,7 @@ def read(name):
 SPLITS = {split: read(split) for split in AT_LEAST}
 ROWS = [(split, row) for split, rows in SPLITS.items() for row in rows]
 TOPICS = json.loads((HELPDESK / "topics.json").read_text(encoding="utf-8"))
-REPLIES = {row["reply_id"]: row for row in read("replies")}
+TROUBLES = {f"{topic}-{number}" for topic in TOPICS for number in range(1, 6)}
 
 
 def trigrams(text):
@@ -32,20 +30,20 @@ def trigrams(text):
 
 
 def test_sizes_and_balance():
-    assert len(TOPICS) == 12 and 55 <= len(REPLIES) <= 65
+    assert len(TOPICS) == 12
     for split, rows in SPLITS.items():
         assert len(rows) >= AT_LEAST[split]
         assert set(Counter(row["label"] for row in rows).values()) == {len(rows) // 12}, split
-        assert len({row["reply_id"] for row in rows}) >= 58, f"{split}: replies without a message"
-    assert {row["reply_id"] for row in SPLITS["train"]} == {row["reply_id"] for row in SPLITS["test"]} == set(REPLIES)
+        assert len({row["trouble"] for row in rows}) >= 58, f"{split}: troubles without a message"
+    assert {row["trouble"] for row in SPLITS["train"]} == {row["trouble"] for row in SPLITS["test"]} == TROUBLES
 
 
-def test_columns_ids_and_replies_fit():
+def test_columns_ids_and_troubles_fit():
     ids = [row["id"] for _, row in ROWS]
     assert len(set(ids)) == len(ids)
     for _, row in ROWS:
-        assert list(row) == ["id", "text", "label", "reply_id"]
-        assert REPLIES[row["reply_id"]]["label"] == row["label"]
+        assert list(row) == ["id", "text", "label", "trouble"]
+        assert row["trouble"] in TROUBLES and row["trouble"].rsplit("-", 1)[0] == row["label"]
         assert row["text"] == " ".join(row["text"].split()), f"{row['id']}: line breaks or double spaces"
     assert all({"definition", "not"} <= set(topic) for topic in TOPICS.values())
 
@@ -74,17 +72,6 @@ def test_no_two_messages_overlap():
 def test_no_template_opens_many_messages():
     openings = Counter(" ".join(row["text"].lower().split()[:3]) for _, row in ROWS)
     assert openings.most_common(1)[0][1] <= 0.01 * len(ROWS), openings.most_common(3)
-
-
-def test_pairs_follow_the_split_and_are_graded():
-    pairs = load_pairs("test")
-    assert len(pairs) == 480 and len({pair.topic for pair in pairs}) == 12
-    assert grade_replies(pairs, [pair.reply for pair in pairs]) == {"exact_match": 1.0, "topic_accuracy": 1.0}
-    assert grade_replies(pairs[:2], ["", "x"]) == {"exact_match": 0.0, "topic_accuracy": 0.0}
-    with pytest.raises(ParameterError, match="1 replies for 2 questions"):
-        grade_replies(pairs[:2], ["one"])
-    with pytest.raises(ParameterError, match="expected one of train"):
-        load_pairs("nope")
 
 
 @pytest.mark.parametrize("path", sorted(HELPDESK.iterdir()), ids=lambda path: path.name)

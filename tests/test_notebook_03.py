@@ -1,66 +1,67 @@
 """Notebook 3 teaches what it says: asserted from the notes and records of a run, and from what was recorded."""
 
-from collections import Counter
-
 import pytest
 
-from helpers.scoreboard import MEASUREMENTS, expand, read_records
+from helpers.scoreboard import MEASUREMENTS, expand, only, read_records
 
-FORMATS = ("32 bits", "int8", "fp4", "nf4")
-BASES = {"lora": "32 bits", "qlora": "nf4, double"}
+LORA = {"lora": "LoRA over 32 bits", "qlora": "QLoRA"}
+
+
+def test_the_bill_says_what_fits(third):
+    """The published case: 13B on a card of 16 GB; and 7B as notebook 2 has it."""
+    found = third.notes["bills of 13B, GiB"]
+    assert found == pytest.approx({"LoRA": 25.1, "QLoRA": 8.5}, abs=0.05)
+    assert third.notes["bills of 7B, GiB"] == pytest.approx(
+        {"LoRA": 16.06, "QLoRA": 8.70, "everything": 53.14}, abs=0.01
+    )
+
+
+def test_the_bill_is_what_a_real_step_takes_and_near_what_a_card_took(third):
+    off = third.notes["bill is off by percent"]
+    assert set(off) == {"full", "lora", "qlora"}
+    for parts in off.values():
+        assert abs(parts.pop("activations")) < 1
+        assert len(parts) == 3 and max(map(abs, parts.values())) < 1e-3
+    assert third.notes["litgpt"] == pytest.approx([-6.1, 0.7, 0.7, -5.2, 0.3], abs=0.1)
 
 
 def test_the_four_bit_format_is_the_librarys(third):
-    assert max(third.notes[f"{kind} levels differ by"] for kind in ("nf4", "fp4")) < 1e-6
+    assert third.notes["nf4 levels differ by"] < 1e-6
     differ = third.notes["bytes that differ"]
-    assert differ.pop("of") == 9_117_696
-    assert differ["your table"] <= 20 and differ["the library's table"] <= 2, "only weights between two levels may"
-
-
-def test_nf4_has_the_smallest_error_and_double_quantisation_adds_none(third):
-    errors = third.notes["errors"]
-    for model in ("encoder", "language model"):
-        assert 8 < errors["nf4"][model] < min(errors["int4"][model], errors["fp4"][model]), model
-    assert third.notes["bits of the scales"] == pytest.approx([0.5, 0.127], abs=1e-3)
+    assert differ["of"] == 5_308_416 and differ["unlike"] <= 10, "only weights between two levels may"
     double = third.notes["double"]
-    assert double["same codes"] > 0.99
-    assert double["errors"][0] == pytest.approx(double["errors"][1], abs=0.05)
+    assert double["same codes"] > 0.99 and double["errors"][0] == pytest.approx(double["errors"][1], abs=0.05)
+
+
+def test_blocks_matter_more_than_levels(third):
+    errors = third.notes["errors"]
+    blocks = errors["nf4, blocks of 64"]
+    assert all(nf4 < int4 for nf4, int4 in zip(blocks, errors["int4, blocks of 64"])), "in each of the 36 matrices"
+    assert len(blocks) == 36 and max(blocks) < 12 and max(errors["nf4, one scale"]) > 90
 
 
 def test_what_became_four_bit_is_counted_truly(third):
     found = third.notes["parameters"]
-    assert found["numel"] < 0.8 * found["true"] and found["true"] == 22_717_836
-    assert 0.25 < found["share of 16 bits"] < 0.30
+    assert found["true"] == 10_244_160 and found["numel"] < 0.7 * found["true"]
 
 
-def test_quantisation_alone_costs_in_the_order_of_its_error(third):
-    perplexity = {name: third.notes["quantised only"][name]["perplexity"] for name in FORMATS}
-    assert perplexity["32 bits"] <= perplexity["int8"] + 0.2 < perplexity["fp4"]
-    assert perplexity["32 bits"] < perplexity["nf4"] < perplexity["fp4"]
-    same, other = third.notes["cosine"]
-    assert same > 0.9 > 0.5 > other
+def test_rounding_alone_costs_little(third):
+    perplexity = third.notes["perplexity"]
+    assert set(perplexity) == {"32 bits", "8 bits", "fp4", "nf4"}
+    assert max(perplexity.values()) < 1.1 * perplexity["32 bits"] and perplexity["nf4"] < perplexity["fp4"]
+    for kind in ("8 bits", "nf4"):
+        assert third.value("lora", metric="form", variant=f"taught, then {kind}") > 0.85
 
 
-def test_qlora_learns_over_a_base_that_does_not_move(third):
+def test_qlora_learns_the_style_over_a_base_that_does_not_move(third):
     """That it does not move is asserted in the notebook, to the bit."""
-    runs = {r["technique"]: r for r in third.records if r["settings"].get("targets") and r["metric"] == "accuracy"}
-    assert set(runs) == {"lora", "qlora"}
-    for run in runs.values():
-        assert (run["trainable_parameters"], run["total_parameters"]) == (336_396, 23_054_232)
-        assert run["adapter_bytes"] == 4 * run["trainable_parameters"]
-    assert runs["qlora"]["step_mib"] < runs["lora"]["step_mib"] - 30, "weights in four bits"
-    assert min(third.value(technique, base=base) for technique, base in BASES.items()) > 0.5, "guessing: 1 in 12"
-    found = third.notes["QLoRA against LoRA"]
-    assert abs(found["points"]) < 1.5 + 2.5 * found["error"], "recorded over three seeds: one point"
-
-
-def test_over_three_seeds_qlora_is_within_two_points_of_lora():
-    rows = expand(read_records(MEASUREMENTS))
-    rows = rows[(rows["notebook"] == "03_qlora") & (rows["split"] == "test") & (rows["metric"] == "accuracy")]
-    runs = rows.groupby("technique")
-    assert {name: sorted(seeds) for name, seeds in runs["seed"]} == {key: [0, 1, 2] for key in BASES}
-    mean = 100 * runs["value"].mean()
-    assert mean["qlora"] > mean["lora"] - 2
+    for technique, variant in LORA.items():
+        assert third.value(technique, metric="form", variant=variant) > 0.9
+        assert third.value(technique, metric="names", variant=variant) > 0.6
+    steps = {r["variant"]: r["step_mib"] for r in third.records if r["metric"] == "form"}
+    assert steps["QLoRA"] < steps["LoRA over 32 bits"] - 20, "weights in four bits"
+    lora, qlora = (third.value(technique, variant=f"{technique}, topics") for technique in LORA)
+    assert min(lora, qlora) > 0.5 and abs(lora - qlora) < 0.06, "guessing: 1 in 12"
 
 
 def test_each_trick_shrinks_its_own_part(third):
@@ -68,54 +69,41 @@ def test_each_trick_shrinks_its_own_part(third):
     names = ("LoRA", "QLoRA", "QLoRA, 8-bit AdamW", "QLoRA, checkpointing")
     parts = {part: [steps[name][part] for name in names] for part in steps["LoRA"]}
     weights, state, activations = (parts[part] for part in ("weights", "optimiser state", "activations"))
-    assert weights[1] < 0.7 * weights[0] and weights[1] == weights[2] == weights[3]
+    assert weights[1] < 0.6 * weights[0] and weights[1] == weights[2] == weights[3]
     assert len(set(parts["gradients"])) == 1
-    assert state[2] < 0.8 * state[1] == 0.8 * state[3]
-    assert activations[3] < 0.2 * activations[1]
+    assert state[2] < 0.5 * state[1] == 0.5 * state[3]
+    assert activations[3] < 0.6 * activations[1]
     assert third.notes["adapters that learn, with the hook and without"] == [[36, 36], [0, 36]]
 
 
-def test_the_four_bit_model_learns_to_answer_and_to_stop(third):
-    about = {"split": "test", "variant": "replies, over 4 bits"}
-    before = {m: third.value("hard_prompt", metric=m) for m in ("exact_match", "topic_accuracy")}
-    after = {m: third.value("qlora", metric=m, **about) for m in (*before, "ended")}
-    assert max(before.values()) <= 0.02 and after["exact_match"] > 0.02
-    assert after["topic_accuracy"] > 1 / 12, "guessing a topic"
-    assert after["ended"] > 0.95
-    perplexity = [third.value(t, split="validation", metric="perplexity") for t in ("hard_prompt", "qlora")]
-    assert perplexity[1] < 2 < perplexity[0]
-
-
-def test_adapters_switch_and_add_up_exactly(third):
-    assert third.notes["switched"]["gap"] < 1e-3 < 1 < third.notes["switched"]["effect"]
-    assert third.notes["half and half"]["cat"] < 1e-3 < 1 < third.notes["half and half"]["linear"]
-    replies, manual = third.notes["mixed"]["replies"], third.notes["mixed"]["manual"]
-    assert replies[-1] < replies[0] and manual[0] < manual[-1]
-    for name in ("replies", "manual"):
+def test_adapters_switch_and_mix(third):
+    assert third.notes["switched"] == {"google": 0.0, "numpy": 0.0}
+    assert third.value("qlora", metric="form", variant="QLoRA, numpy") > 0.85
+    google, numpy = third.notes["mixed"]["google"], third.notes["mixed"]["numpy"]
+    assert google[0] == 0 == numpy[-1] and min(google[-1], numpy[0]) > 85
+    assert "here: fp4" in third.notes["refused adapter"]
+    for name in ("google", "numpy"):
         assert (third.folder / "adapters" / "03_qlora" / name / "trained_on.json").exists()
 
 
 def test_only_the_merge_into_the_dequantised_base_is_exact(third):
-    about = {"split": "validation", "metric": "largest_difference"}
-    gap = {base: third.value("qlora", merged=base, **about) for base in ("4-bit", "dequantised", "original")}
-    assert gap["dequantised"] < 1e-2 < 0.1 < min(gap["4-bit"], gap["original"]), gap
+    gaps = third.notes["merged"]
+    assert gaps["dequantised"] < 1e-2 < 0.1 < min(gaps["4-bit"], gaps["original"]), gaps
+    for name in gaps:
+        assert third.value("qlora", metric="form", variant=f"merged, {name}") > 0.8
 
 
-def test_the_bill_is_shown_to_be_true(third):
-    off = third.notes["bill is off by percent"]
-    assert off.pop("activations") < 1 and max(off.values()) < 1e-3 and len(off) == 3
-    assert third.notes["LLaMA-65B, GB"]["full"] > 780 and third.notes["LLaMA-65B, GB"]["QLoRA"] < 48
-    assert third.notes["plan fits, without checkpointing and with it"] == [False, True]
-    assert third.notes["Llama-2-7B fits on a T4"] == [True] * 3
+def test_over_three_seeds_qlora_is_within_three_points_of_lora():
+    rows = only(expand(read_records(MEASUREMENTS)), {"notebook": "03_qlora", "split": "test"})
+    for metric in ("form", "names"):
+        found = {t: only(rows, {"variant": name, "metric": metric}) for t, name in LORA.items()}
+        assert all(sorted(runs["seed"]) == [0, 1, 2] for runs in found.values())
+        assert 100 * (found["lora"]["value"].mean() - found["qlora"]["value"].mean()) < 3, metric
 
 
-def test_every_run_is_judged_on_both_tests_and_on_validation(third):
-    judged = Counter(r["split"] for r in third.records if r["metric"] == "accuracy" and r["technique"] in BASES)
-    assert judged == dict.fromkeys(("test", "test_shifted", "validation"), 2)
-    assert "r=8 over nf4" in third.notes["headline"]
-
-
-def test_your_own_file_works_unedited(own_third):
-    on_test = [r for r in own_third.records if r["split"] == "test" and r["metric"] == "accuracy"]
-    assert {record["task"] for record in on_test} == {"own"}
-    assert own_third.value("qlora") > 1 / 6
+@pytest.mark.slow
+def test_qlora_on_your_own_file_and_your_own_code_works_unedited(own_third):
+    judged = [r for r in own_third.records if (r["split"], r["metric"]) == ("test", "accuracy")]
+    assert len(judged) == 2 and {record["task"] for record in judged} == {"own"}
+    written = {record["task"] for record in own_third.records if record["metric"] == "form"}
+    assert written == {"docstrings of rich, google style", "docstrings of rich, numpy style"}

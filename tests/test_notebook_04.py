@@ -2,111 +2,98 @@
 
 import pytest
 
-from helpers.scoreboard import MEASUREMENTS, TECHNIQUES, expand, read_records, table_of
+from helpers.scoreboard import MEASUREMENTS, TECHNIQUES, expand, only, read_records, table_of
 
-HEAD, PROMPT = 12 * 385, 20 * 384
+WORDS = ("as it is", "instruction", "two examples", "other order")
 
 
 @pytest.fixture(scope="module")
 def recorded():
-    """Mean accuracy in percent over the recorded seeds of the runs that have these settings."""
-    rows = expand(read_records(MEASUREMENTS))
-    rows = rows[rows["notebook"].eq("04_prompt_tuning") & rows["metric"].eq("accuracy")]
+    """Mean percent over the three recorded seeds of a variant, on `test` or another split."""
+    rows = only(expand(read_records(MEASUREMENTS)), {"notebook": "04_prompt_tuning"})
 
-    def mean(split="test", **columns):
-        found = rows[rows["split"].eq(split)]
-        for name, value in columns.items():
-            found = found[found[name].eq(value)]
-        assert sorted(found["seed"]) == [0, 1, 2], (split, columns, len(found))
+    def mean(variant, metric="form", split="test"):
+        found = only(rows, {"variant": variant, "metric": metric, "split": split})
+        assert sorted(found["seed"]) == [0, 1, 2], (variant, metric, split, len(found))
         return 100 * found["value"].mean()
 
-    mean.rows = rows
     return mean
 
 
-def test_hard_prompts_hang_on_the_order_of_the_examples(fourth):
-    hard = [r for r in fourth.records if r["technique"] == "hard_prompt" and r["split"] == "test"]
-    accuracies = [record["value"] for record in hard if record["metric"] == "accuracy"]
-    assert len(accuracies) == 9 and max(accuracies) < 0.3, "the model is too small to know a topic"
-    assert fourth.notes["orders agree"] < 0.75
-    assert {record["settings"]["graded"] for record in hard} == {60}
+def test_words_bring_a_part_of_the_form_and_no_names(fourth):
+    for name in WORDS:
+        assert fourth.value("hard_prompt", metric="form", variant=name) < 0.6
+        assert fourth.value("hard_prompt", metric="names", variant=name) < 0.05
+    assert fourth.notes["orders agree"] < 0.6, "the same examples in another order write something else"
 
 
 def test_the_own_prompt_equals_pefts(fourth):
-    for name in ("output", "gradient"):
-        largest, gap = fourth.notes[f"{name}: largest, and difference to PEFT"]
-        assert gap < 1e-4 and largest > 0.1, "zeros would prove nothing"
-    assert 0 < fourth.notes["the prompt moved by"] < 1, "that nothing else has moved is asserted in the notebook"
+    gaps = fourth.notes["ours and PEFT's"]
+    assert gaps.pop("largest") > 1e-3, "zeros would prove nothing"
+    assert set(gaps) == {"gradient", "loss", "logits"} and max(gaps.values()) < 1e-4
 
 
-def test_a_rate_that_suits_weights_teaches_a_prompt_nothing(fourth, recorded):
-    gains = fourth.notes["gain by rate"]
-    assert gains["5e-05"] < 3 and gains["0.05"] > gains["5e-05"] + 4, gains
-    swept = {"split": "validation", "head": "label words", "length": 20, "start": "vocabulary"}
-    assert recorded(rate=5e-5, **swept) < recorded(rate=5e-2, **swept) - 8
+def test_a_soft_prompt_is_ahead_of_all_words_by_more_than_twice_the_error(fourth, recorded):
+    """That not one bit of the model has changed is asserted in the notebook, after each training."""
+    ahead = fourth.notes["soft prompt ahead of words, form"]
+    assert set(ahead) == set(WORDS)
+    assert all(points > 2 * error for points, error in ahead.values()), ahead
+    assert recorded("soft prompt") > 60 and recorded("soft prompt") > max(map(recorded, WORDS)) + 10
+    assert all(r["adapter_bytes"] == 4 * 20 * 320 for r in fourth.records if r["variant"] == "soft prompt")
 
 
-def test_the_heads_merit_is_kept_apart_from_the_prompts(fourth):
-    runs = {r["variant"]: r for r in fourth.records if r["split"] == "test" and r["metric"] == "accuracy"}
-    trained = {name: run["trainable_parameters"] for name, run in runs.items() if run["settings"].get("head")}
-    assert trained["head only"] == trained["probe only"] == HEAD
-    assert trained["20 vectors and head"] == trained["20 vectors under the probe"] == PROMPT + HEAD
-    assert runs["20 vectors under the probe"]["adapter_bytes"] == 4 * (PROMPT + HEAD)
-    probe = fourth.value("feature_extraction", variant="probe only")
-    assert fourth.value("prompt_tuning", variant="20 vectors under the probe") > probe - 0.06, "it must not ruin a head"
+def test_the_rate_decides(fourth, recorded):
+    form = {
+        rate: fourth.value("prompt_tuning", "validation", "form", variant=f"rate {rate}, short")
+        for rate in ("0.001", "0.3")
+    }
+    assert form["0.3"] > form["0.001"]
+    sweep = {rate: recorded(f"rate {rate}", split="validation") for rate in ("0.001", "0.1", "0.3")}
+    assert min(sweep["0.1"], sweep["0.3"]) > sweep["0.001"] + 20
 
 
-def test_what_was_learned_is_no_word(fourth):
-    closeness, lengths = fourth.notes["closeness"], fourth.notes["lengths"]
-    assert closeness["learned to word"] < closeness["word to word"]
-    assert lengths["learned"] > 2 * lengths["start"]
+def test_every_technique_has_its_place(fourth, recorded):
+    soft, prefix, lora = ("soft prompt", "prefix tuning", "LoRA, half of the steps")
+    assert recorded(soft) < recorded(prefix) and recorded(soft, "names") < recorded(prefix, "names")
+    assert recorded(prefix, "names") < recorded(lora, "names") - 10
+    assert fourth.value("prefix_tuning", metric="form") > 0.8
+    assert fourth.value("lora", metric="names") > 0.55
 
 
 def test_a_mixed_batch_answers_like_each_task_alone(fourth):
-    mixed = fourth.notes["mixed batch"]
-    assert mixed["same"] == mixed["of"] == 12 and mixed["tokens"] > 24
-    assert fourth.notes["same without the cache"] == 4
+    assert fourth.notes["mixed batch"] == {"same": 12, "of": 12, "without cache": 4}
 
 
 def test_a_prompt_is_small_and_comes_back_as_it_was(fourth):
-    prompt, lora, full = fourth.notes["bytes to ship"].values()
-    assert 4 * 20 * 320 <= prompt < 26 * 1024 and lora > 40 * prompt and full > 1_000 * prompt
-    assert max(fourth.notes["difference when loaded"].values()) < 1e-3
-    for kind in ("topics", "replies"):
-        assert (fourth.folder / "adapters" / "04_prompt_tuning" / kind / "trained_on.json").exists()
+    sizes = fourth.notes["bytes to ship"]
+    assert sizes["soft prompt"] == 25_600 and sizes["LoRA, half of the steps"] > 40 * sizes["soft prompt"]
+    assert fourth.notes["difference when loaded"] < 1e-3 and "another base" in fourth.notes["refused adapter"]
+    for style in ("google", "numpy"):
+        assert (fourth.folder / "adapters" / "04_prompt_tuning" / style / "trained_on.json").exists()
+
+
+def test_what_was_learned_is_no_word(fourth):
+    found = fourth.notes["closeness"]
+    assert found["learned to word"] < found["word to word"]
+    assert found["length, learned"] > 2 * found["length, words"]
+
+
+def test_beside_a_trained_head_a_prompt_gains_nothing(fourth, recorded):
+    assert recorded("prompt and head", "accuracy") < recorded("head only", "accuracy") + 2
+    trained = {r["variant"]: r["trainable_parameters"] for r in fourth.records if r["metric"] == "accuracy"}
+    assert trained == {"head only": 12 * 385, "prompt and head": 12 * 385 + 20 * 384}
 
 
 def test_few_parameters_do_not_mean_little_memory(fourth):
-    kept = {name: parts["activations"] for name, parts in fourth.notes["step MiB"].items()}
-    assert kept["head only"] < 1 < 0.9 * kept["LoRA"] < kept["prompt of 20"]
-    assert kept["prompt of 100"] > 2 * kept["prompt of 20"]
-    steps = {r["variant"]: r["step_mib"] for r in fourth.records}
-    assert steps["20 vectors under the probe"] > 2 * steps["probe only"]
-
-
-def test_topics_are_written_and_replies_get_likelier(fourth):
-    assert fourth.notes["written topics on the list"] > 0.9
-    perplexity = fourth.notes["perplexity"]
-    assert perplexity["with"] < 0.9 * perplexity["without"]
-    first, last = fourth.notes["loss at both ends, topics"]
-    assert last < 0.5 * first
-
-
-def test_over_three_seeds_a_prompt_gains_where_no_head_is_trained(recorded):
-    """Beside a trained head it gains nothing on this encoder, and the notebook says so."""
-    hard = recorded.rows[recorded.rows["technique"].eq("hard_prompt") & recorded.rows["split"].eq("test")]
-    hard = 100 * hard.groupby("variant")["value"].mean()
-    assert len(hard) == 9 and recorded(trained_on="topics") > hard.max() + 5
-    probe, long = recorded(head="probe", steps=0), recorded.rows["steps"].max()
-    assert abs(recorded(head="probe", length=20) - probe) < 2
-    alone = recorded(head="trained", steps=long, technique="feature_extraction")
-    assert abs(recorded(head="trained", steps=long, length=20) - alone) < 2
-    assert recorded(technique="prefix_tuning", head="probe") > probe + 2, "prefix tuning does gain"
+    steps = fourth.notes["step MiB"]
+    kept = {name: parts["activations"] for name, parts in steps.items()}
+    assert kept["soft prompt of 100"] > 1.3 * kept["soft prompt of 20"] and kept["soft prompt of 20"] > kept["LoRA"] / 2
+    assert steps["soft prompt of 20"]["optimiser state"] < steps["LoRA"]["optimiser state"] / 10
 
 
 def test_the_exercise_finds_the_bug(fourth):
     buggy, repaired = fourth.notes["padding gap"]
-    assert repaired < 1e-3 < 0.1 < buggy
+    assert repaired < 1e-2 < 0.1 < buggy
 
 
 def test_the_scoreboard_is_complete(first, second, third, fourth, tmp_path):
@@ -116,11 +103,14 @@ def test_the_scoreboard_is_complete(first, second, third, fourth, tmp_path):
     table = table_of(tmp_path)
     assert list(table.index) == list(TECHNIQUES.values()) and len(table) <= 12
     assert not table["variant"].str.contains("not run").any() and not table["variant"].str.contains("recorded").any()
-    assert set(table["texts"]) == {384} and table["test"].notna().all()
-    assert not table["variant"].str.contains(", rate ").any(), "sweeps are judged on validation only"
+    docstrings = ("prompt in words", "everything", "LoRA", "QLoRA", "soft prompt", "prefix tuning")
+    assert all(table.loc[name, "form"] != "" for name in docstrings if name != "everything")
+    assert not table["variant"].str.contains("rate ").any(), "sweeps are judged on validation only"
 
 
-def test_prompt_tuning_on_your_own_file_works_unedited(own_fourth):
-    on_test = [r for r in own_fourth.records if r["split"] == "test" and r["backbone"] != "data/language_model"]
-    assert {record["task"] for record in on_test} == {"own"}
-    assert own_fourth.value("prompt_tuning", variant="20 vectors under the probe") > 1 / 6 + 0.2
+@pytest.mark.slow
+def test_prompt_tuning_on_your_own_file_and_your_own_code_works_unedited(own_fourth):
+    judged = [r for r in own_fourth.records if (r["split"], r["metric"]) == ("test", "accuracy")]
+    assert len(judged) == 2 and {record["task"] for record in judged} == {"own"}
+    written = {record["task"] for record in own_fourth.records if record["metric"] == "form"}
+    assert written == {"docstrings of rich, google style", "docstrings of rich, numpy style"}

@@ -20,7 +20,7 @@ PARAMETERS = {
     "results_dir": "results",
 }
 LONGEST_CELL, WIDEST_LINE = 30, 88
-REBUILT = ("01_feature_extraction", "02_lora")  # the others follow, and then keep the same limits
+MOST_CELLS, MOST_LINES = 45, 420
 MINUTES_OF_READING = 60
 WORDS_A_MINUTE = 200
 
@@ -74,13 +74,12 @@ def test_parameters_cell(notebook):
     assert {name: values.get(name) for name in PARAMETERS} == PARAMETERS
 
 
-def test_cells_are_short(notebook, path):
+def test_cells_are_short(notebook):
     cells = [[line for line in cell.source.splitlines() if line.strip()] for cell in code_cells(notebook)]
     lengths = sorted(map(len, cells))
     assert lengths[-1] <= LONGEST_CELL and all(cell.source.strip() for cell in notebook.cells)
     assert max(len(line) for cell in cells for line in cell) <= WIDEST_LINE
-    if path.stem in REBUILT:
-        assert len(lengths) <= 45 and sum(lengths) <= 420 and lengths[len(lengths) // 2] <= 6
+    assert len(lengths) <= MOST_CELLS and sum(lengths) <= MOST_LINES and lengths[len(lengths) // 2] <= 6
 
 
 def test_code_is_never_hidden_or_handed_to_a_shell(notebook):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -15,6 +16,7 @@ from torch import nn
 
 from helpers import Scoreboard, check, choose_machine, load_task, plots
 from helpers.errors import DataError, ParameterError
+from helpers.hub import ENCODER
 from helpers.scoreboard import FIELDS, TECHNIQUES, read_records, table_of
 
 matplotlib.use("Agg")
@@ -37,6 +39,12 @@ def scored(board, technique="lora", label="r=8", wrong=120, splits=("test",), **
         truth = np.array(TASK.targets(split))
         run.score(split, np.where(np.arange(len(truth)) < wrong, (truth + 1) % 12, truth))
     return run
+
+
+def record_what_was_kept(board, tmp_path):
+    board.save(quiet=True)
+    (tmp_path / "records").rename(tmp_path / "recorded")
+    board.records.clear()
 
 
 def test_a_run_is_measured_and_recorded_with_the_agreed_fields(board):
@@ -94,9 +102,7 @@ def test_live_and_recorded_points_stand_side_by_side(board, tmp_path):
         board.seed = seed
         scored(board, wrong=wrong, rank=8, targets="q,v")
     scored(board, wrong=0, rank=8, targets="other", sweep=True)
-    board.save(quiet=True)
-    (tmp_path / "records").rename(tmp_path / "recorded")
-    board.records.clear()
+    record_what_was_kept(board, tmp_path)
     scored(board, wrong=240, rank=4, targets="q,v")
     found = board.lines(x="rank", series="targets", targets="q,v")
     assert found == {"q,v": {4: [50.0]}, "q,v (recorded)": {8: [90.0, 80.0, 70.0]}}
@@ -105,21 +111,130 @@ def test_live_and_recorded_points_stand_side_by_side(board, tmp_path):
     assert len(board.recorded(rank=8, sweep=True)) == 2 and board.recorded(no_such_column=1).empty
 
 
+@pytest.mark.parametrize(
+    "numbers, wanted",
+    [
+        ({"steps": 0}, "a whole number from 1."),
+        ({"steps": 2.0}, "a whole number from 1."),
+        ({"length": True}, "a whole number from 1."),
+        ({"seed": -1}, "a whole number from 0."),
+        ({"rate": 0}, "a finite number above 0."),
+        ({"head_learning_rate": math.nan}, "a finite number above 0."),
+        ({"learning_rate": math.inf}, "a finite number above 0."),
+        ({"rate": True}, "a finite number above 0."),
+        ({"max_tokens": 513}, "a whole number from 1 to 512."),
+        ({"max_tokens": 0}, "a whole number from 1 to 512."),
+    ],
+)
+def test_a_number_that_cannot_work_is_refused_at_once(numbers, wanted):
+    about = {"backbone": ENCODER, "machine": MACHINE, "seed": 0, "steps": 1, "rate": 1, "max_tokens": 512}
+    Scoreboard("note", TASK, **about)
+    with pytest.raises(ParameterError) as refusal:
+        Scoreboard("note", TASK, **about | numbers)
+    (name, value), *_ = numbers.items()
+    assert str(refusal.value) == f"{name}={value!r}: expected {wanted}"
+
+
 def test_the_table_takes_what_validation_prefers_and_says_what_was_not_run(board, tmp_path):
     both = ("test", "validation")
-    scored(board, label="better on test", wrong=0)
-    board.records[-1]["split"] = board.records[-2]["split"] = "test"
-    scored(board, label="chosen", wrong=100, splits=both)
-    scored(board, label="not chosen", wrong=120, splits=both)
+    scored(board, label="not judged", wrong=0)
+    scored(board, label="chosen", wrong=100, splits=(*both, "test_shifted"))
+    scored(board, label="better on test", wrong=50)
+    board.records += [{**record, "split": "validation", "value": 0.1} for record in board.records[-2:]]
     scored(board, label="fewer texts", wrong=0, splits=both, train_examples=48)
     table = board.table()
-    assert list(table.index) == list(TECHNIQUES.values()) and len(table) <= 12 and table.shape[1] == 6
-    row = table.loc["LoRA"]
-    assert (row["variant"], row["texts"]) == ("chosen", 96) and row["test"] == pytest.approx(100 * 380 / 480, abs=0.06)
+    assert list(table.columns) == ["topics", "shifted", "form", "names", "trained", "variant"]
+    assert list(table.index) == list(TECHNIQUES.values()) and len(table) <= 12
+    found = [round(100 * 380 / 480, 1), round(100 * 140 / 240, 1)]
+    assert list(table.loc["LoRA"]) == [*found, "", "", "0", "chosen"]
     assert (table.drop("LoRA")["variant"] == "not run").all()
-    (tmp_path / "records").rename(tmp_path / "recorded")
-    assert table_of(tmp_path, fingerprint=TASK.fingerprint).loc["LoRA", "variant"] == "chosen (recorded)"
-    assert plots.scoreboard(table, guess=8.3).get_yticklabels()[0].get_text() == "LoRA"
+
+
+def kept(board, variant, technique="lora", task="docstrings, google style", trained=7, backbone="writer", **values):
+    """Records of docstrings: `test=(form, names)`, `validation=(form, names)`."""
+    about = {"notebook": "note", "technique": technique, "variant": variant, "settings": {"train_examples": 5}}
+    about |= {"backbone": backbone, "task": task, "task_fingerprint": task, "seed": 0, "device": "cpu", "versions": {}}
+    costs = {"trainable_parameters": trained, "total_parameters": 9, "adapter_bytes": 28, "train_seconds": 1.0}
+    for split, pair in values.items():
+        for metric, value in zip(("form", "names", "ended"), (*pair, 1.0)):
+            found = {"split": split, "metric": metric, "value": value, "step_mib": 0.0}
+            board.records.append(about | costs | found)
+
+
+def test_both_tasks_stand_in_one_table(board):
+    scored(board, label="on topics", wrong=120)
+    board.records.append({**board.records[0], "task_fingerprint": "other topics", "value": 1.0})
+    kept(board, "numpy", task="docstrings, numpy style", test=(0.1, 0.1))
+    kept(board, "form alone", trained=12_345, test=(0.95, 0.1), validation=(1.0, 0.2))
+    kept(board, "chosen", trained=12_345, test=(0.9, 0.6), validation=(0.8, 0.7))
+    kept(board, "one", "full_fine_tuning", trained=22_717_836, test=(0.5, 0.25))
+    table = board.table()
+    assert list(table.loc["LoRA"]) == [75.0, "", 90.0, 60.0, "0 / 12 k", "on topics / chosen"]
+    assert list(table.loc["everything"]) == ["", "", 50.0, 25.0, "22.7 M", "one"]
+    assert [plots.short(n) for n in (0, 7_680, 338_700, 999_600)] == ["0", "7,680", "339 k", "1.0 M"]
+
+
+def test_what_was_recorded_is_marked_and_helps_to_choose(board, tmp_path):
+    for label, right in {"a": 0.4, "b": 0.6}.items():
+        scored(board, label=label, splits=("validation",))
+        board.records[-2]["value"] = right  # accuracy
+    scored(board, "qlora", "four bits", wrong=240)
+    kept(board, "a", validation=(0.9, 0.9))
+    kept(board, "b", validation=(0.1, 0.1))
+    kept(board, "b", "full_fine_tuning", test=(0.5, 0.5))
+    kept(board, "c", test=(1.0, 1.0))
+    kept(board, "b", "prefix_tuning", test=(0.5, 0.5), backbone="another model")
+    record_what_was_kept(board, tmp_path)
+    alone = table_of(tmp_path)
+    assert alone.loc["QLoRA", "variant"] == "four bits (recorded)" and alone.loc["prefix tuning", "names"] == 50
+    for label in "abc":
+        scored(board, label=label, wrong=120)
+        kept(board, label, test=(0.7, 0.7))
+    table = board.table()
+    assert table.loc["LoRA", "variant"] == "b / a" and table.loc["QLoRA", "variant"] == "four bits (recorded)"
+    assert table.loc["everything", "variant"] == "b (recorded)" and table.loc["everything", "form"] == 50
+    assert table.loc["prefix tuning", "variant"] == "not run"
+    kept(board, "b", validation=(1.0, 1.0))  # a value of today goes before the recorded one
+    assert board.table().loc["LoRA", "variant"] == "b"
+
+
+def test_docstrings_of_your_code_are_not_mixed_with_those_of_packages(board, tmp_path):
+    kept(board, "packages", "full_fine_tuning", test=(0.9, 0.9))
+    record_what_was_kept(board, tmp_path)
+    assert board.table().loc["everything", "variant"] == "packages (recorded)"
+    kept(board, "numpy", task="docstrings of mine, numpy style", test=(0.1, 0.1))
+    assert board.table().loc["LoRA", "variant"] == "numpy"
+    kept(board, "google", task="docstrings of mine, google style", test=(0.2, 0.2))
+    table = board.table()
+    assert table.loc["LoRA", "variant"] == "google" and table.loc["everything", "variant"] == "not run"
+
+
+def test_the_figure_has_two_panels_with_the_names_at_their_points(board, tmp_path):
+    kept(board, "b", "full_fine_tuning", trained=22_717_836, test=(0.5, 0.0))
+    record_what_was_kept(board, tmp_path)
+    scored(board, wrong=120, splits=("test", "test_shifted"))
+    scored(board, "full_fine_tuning", "all", wrong=120)
+    scored(board, "majority", "always the same", wrong=440)
+    kept(board, "b", trained=12_345, test=(0.9, 0.6))
+    figure = board.figure()
+    figure.draw_without_rendering()
+    topics, docstrings = figure.axes
+    assert [label.get_text() for label in topics.get_yticklabels()] == ["most frequent label", "everything", "LoRA"]
+    told = [[text.get_text() for text in ax.texts] for ax in figure.axes]
+    assert told[0][:2] == ["\u25cf topics", "\u25a0 shifted"] and told[1][:2] == ["\u25b2 form", "\u25c6 names"]
+    assert told[0][3:] == ["0", "\u2190 topics 8.3", "0", "0"] and told[1][3:] == ["22.7 M", "12 k"]
+    assert topics.get_xlim()[0] > 30 and docstrings.get_xlim() == (0, 100)
+    drawn = [(line.get_xdata()[0], line.get_marker(), line.get_markerfacecolor()) for line in docstrings.get_lines()]
+    green, pink = plots.COLOURS[2:4]
+    assert drawn == [(50, "^", "white"), (0, "D", "white"), (90, "^", green), (60, "D", pink)]
+    colours = {text.get_color() for ax in figure.axes for text in ax.texts[:2]}
+    assert len(topics.get_lines()) == 3 and colours == set(plots.COLOURS[:4])
+    assert "white" not in [line.get_markerfacecolor() for line in topics.get_lines()]
+    assert figure.get_supxlabel() == "filled: ran live; hollow: recorded"
+    assert not any(ax.get_legend() for ax in figure.axes)
+    nothing = plots.scoreboard(table_of(tmp_path / "nothing", fingerprint="of no task").iloc[:0])
+    assert "nothing was recorded" in [text.get_text() for text in nothing.axes[0].texts]
+    plt.close("all")
 
 
 def test_notes_and_records_are_written(board, tmp_path, capsys):
@@ -145,7 +260,11 @@ def test_plots_draw_on_the_axes_they_are_given_and_return_them():
     assert len(styles) == 2 and ax.get_lines()[1].get_markerfacecolor() == "white"
     assert "nothing was recorded" in plots.lines({}, xlabel="x", ylabel="y").texts[0].get_text()
     plots.scores({"one": {"test": [50.0], "test_shifted": [40.0]}, "two": {"test": [1.0]}}, xlabel="accuracy (%)")
-    plots.curves({"run": [3.0, 2.0, 1.0], "longer": [1.0] * 20})
+    runs = plots.curves({"run": [3.0, 2.0, 1.0], "longer": [1.0] * 20}, smooth=2).get_lines()
+    assert [run.get_ydata().tolist() for run in runs] == [[3.0, 2.5, 1.5], [1.0] * 20]
+    bill = SimpleNamespace(parts=lambda: {"weights": 50 * 2**30, "activations": 30 * 2**30})
+    billed = plots.bills({"full": bill}, cards={"A": 60.0, "B": 66.0, "C": 70.0})  # B and C: 5 % of the axis apart
+    assert [text.get_text() for text in billed.texts] == ["80", "A", "B, C"]
     dots = plots.map2d(np.zeros((30, 2)), list(range(15)) * 2, [f"label {i} $" for i in range(15)])
     assert len(dots.get_legend().get_texts()) == 13  # twelve labels and the rest
     bars = plots.parts({"one": {"weights": 1.0, "rest": 2.0}, "two": {"weights": 3.0, "rest": 4.0}}, xlabel="MiB")

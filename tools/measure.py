@@ -23,9 +23,9 @@ SEEDS = (0, 1, 2)
 FULL_SIZE: dict[str, list[dict[str, Any]]] = {  # for each notebook its sets of parameters
     "01_feature_extraction": [{"train_examples": 96}, {"train_examples": 384}, {"train_examples": 1200}],
     "02_lora": [{"full_size": True}],
-    "03_qlora": [{"train_examples": 1200}],
-    "04_prompt_tuning": [{"train_examples": 1200, "full_size": True, "prompt_steps": 150, "asked_in_words": 120}],
-}  # fmt: skip
+    "03_qlora": [{"full_size": True}],
+    "04_prompt_tuning": [{"full_size": True}],
+}
 
 
 def hardware() -> str:

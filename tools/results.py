@@ -74,5 +74,5 @@ if __name__ == "__main__":
     if (ROOT / "results" / "records").is_dir():
         from helpers import plots, scoreboard
 
-        picture = plots.scoreboard(scoreboard.table_of(ROOT / "results"), guess=100 / 12).figure
+        picture = plots.scoreboard(scoreboard.table_of(ROOT / "results"))
         picture.savefig(PAGE.parent / "scoreboard.png", dpi=90)

@@ -186,7 +186,7 @@ def parts(sizes: Mapping[str, Mapping[str, float]], *, xlabel: str, title: str =
     for bars, hatch in zip(ax.containers, HATCHES * 2):
         for bar in bars:
             bar.set_hatch(hatch)
-    ax.bar_label(ax.containers[-1], [f"{total:,.0f}" for total in table.sum(axis=1)], padding=4)
+    ax.bar_label(ax.containers[-1], [f"{total:,.{int(total < 100)}f}" for total in table.sum(axis=1)], padding=4)
     ax.invert_yaxis()
     ax.set(xlabel=xlabel, title=title)
     ax.margins(x=0.1)

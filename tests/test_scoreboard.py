@@ -167,6 +167,7 @@ def test_both_tasks_stand_in_one_table(board):
     kept(board, "numpy", task="docstrings, numpy style", test=(0.1, 0.1))
     kept(board, "form alone", trained=12_345, test=(0.95, 0.1), validation=(1.0, 0.2))
     kept(board, "chosen", trained=12_345, test=(0.9, 0.6), validation=(0.8, 0.7))
+    kept(board, "chosen, merged", trained=0, test=(0.9, 0.7), validation=(0.9, 0.7))
     kept(board, "one", "full_fine_tuning", trained=22_717_836, test=(0.5, 0.25))
     table = board.table()
     assert list(table.loc["LoRA"]) == [75.0, "", 90.0, 60.0, "0 / 12 k", "on topics / chosen"]
@@ -264,11 +265,11 @@ def test_plots_draw_on_the_axes_they_are_given_and_return_them():
     assert [run.get_ydata().tolist() for run in runs] == [[3.0, 2.5, 1.5], [1.0] * 20]
     bill = SimpleNamespace(parts=lambda: {"weights": 50 * 2**30, "activations": 30 * 2**30})
     billed = plots.bills({"full": bill}, cards={"A": 60.0, "B": 66.0, "C": 70.0})  # B and C: 5 % of the axis apart
-    assert [text.get_text() for text in billed.texts] == ["80", "A", "B, C"]
+    assert [text.get_text() for text in billed.texts] == ["80.0", "A", "B, C"]
     dots = plots.map2d(np.zeros((30, 2)), list(range(15)) * 2, [f"label {i} $" for i in range(15)])
     assert len(dots.get_legend().get_texts()) == 13  # twelve labels and the rest
     bars = plots.parts({"one": {"weights": 1.0, "rest": 2.0}, "two": {"weights": 3.0, "rest": 4.0}}, xlabel="MiB")
-    assert [text.get_text() for text in bars.texts] == ["3", "7"]
+    assert [text.get_text() for text in bars.texts] == ["3.0", "7.0"]
     colours = [patch.get_facecolor() for patch in plots.stack(6, 2).patches if hasattr(patch, "get_boxstyle")]
     assert len(colours) == 9 and len(set(colours[:5])) == 1 and colours[5] == colours[6] == colours[8] != colours[0]
     assert dict(matplotlib.rcParams) == before

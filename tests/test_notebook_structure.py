@@ -74,6 +74,15 @@ def test_parameters_cell(notebook):
     assert {name: values.get(name) for name in PARAMETERS} == PARAMETERS
 
 
+def test_every_number_is_checked_before_anything_is_computed(notebook):
+    """The board refuses what cannot work; 0 training examples are all of them."""
+    cells = {cell.id: cell.source for cell in code_cells(notebook)}
+    values = {s.targets[0].id: ast.literal_eval(s.value) for s in ast.parse(cells["parameters"]).body}
+    numbers = {name for name, value in values.items() if type(value) in (int, float)} - {"train_examples"}
+    board = next(source for source in cells.values() if "helpers.Scoreboard(" in source)
+    assert {name for name in numbers if not re.search(rf'\b{name}"?(=|: ){name}\b', board)} == set()
+
+
 def test_cells_are_short(notebook):
     cells = [[line for line in cell.source.splitlines() if line.strip()] for cell in code_cells(notebook)]
     lengths = sorted(map(len, cells))

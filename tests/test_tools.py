@@ -44,9 +44,8 @@ def test_measurements_are_recorded_once_and_resumed(tmp_path, monkeypatch):
     assert measure.measure("01_x", resume=True) == rows and asked[6:] == [{"seed": 2, "n": 100}]
     assert threads == [None] * 7
     together = measure.measure("01_x", at_once=1000)
-    assert [[row[key] for key in row if key != "hardware"] for row in together] == [
-        [row[key] for key in row if key != "hardware"] for row in rows
-    ]
+    told = {"command": "python -m tools.measure 01_x --at-once 1000", "hardware": together[0]["hardware"]}
+    assert together == [row | told for row in rows]
     assert threads[7:] == ["1"] * 6 and together[0]["hardware"].endswith(", 1000 runs at once of 1 threads")
     measure.write_rows(tmp_path / "rows.json", rows)
     assert json.loads((tmp_path / "rows.json").read_text()) == rows

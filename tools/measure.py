@@ -51,7 +51,8 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 def measure(notebook: str, *, resume: bool = False, at_once: int = 1) -> list[dict[str, Any]]:
     """The records of one notebook for every set of parameters and seed; what two runs share is kept once."""
     source, threads = ROOT / "notebooks" / f"{notebook}.ipynb", max(1, (os.cpu_count() or 1) // at_once)
-    about = {"command": f"python -m tools.measure {notebook}", "date": datetime.date.today().isoformat()}
+    command = f"python -m tools.measure {notebook}" + f" --at-once {at_once}" * (at_once > 1)
+    about = {"command": command, "date": datetime.date.today().isoformat()}
     about["hardware"] = f"{hardware()}, {at_once} runs at once of {threads} threads" if at_once > 1 else hardware()
 
     def run(number: int, seed: int) -> list[dict[str, Any]]:

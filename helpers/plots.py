@@ -24,6 +24,8 @@ SHAPES = "\u25cf\u25a0\u25b2\u25c6"  # the first four markers, in a text
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h", "d")
 HATCHES = ("", "//", "..", "xx", "\\\\")
 LINES = ("-", "--", "-.", ":")
+# Of a training step's memory: a part has one colour in every figure.
+PARTS = ("weights", "constants", "adapters", "gradients", "optimiser state", "activations", "logits")
 FROZEN, TRAINED = "#D9E2EC", "#F6C89F"
 GREY = "#52606D"
 
@@ -182,10 +184,12 @@ def parts(sizes: Mapping[str, Mapping[str, float]], *, xlabel: str, title: str =
     """
     ax = _axes(ax, (7.5, 0.5 * len(sizes) + 1.4))
     table = pd.DataFrame(sizes).T
-    table.plot.barh(stacked=True, ax=ax, color=COLOURS, edgecolor="white", width=0.7)
-    for bars, hatch in zip(ax.containers, HATCHES * 2):
+    kinds = [PARTS.index(name) if name in PARTS else number for number, name in enumerate(table)]
+    colours = [COLOURS[kind] for kind in kinds]
+    table.plot.barh(stacked=True, ax=ax, color=colours, edgecolor="white", width=0.7)
+    for bars, kind in zip(ax.containers, kinds):
         for bar in bars:
-            bar.set_hatch(hatch)
+            bar.set_hatch(HATCHES[kind % len(HATCHES)])
     ax.bar_label(ax.containers[-1], [f"{total:,.{int(total < 100)}f}" for total in table.sum(axis=1)], padding=4)
     ax.invert_yaxis()
     ax.set(xlabel=xlabel, title=title)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import gzip
+import io
 import json
 import re
 import unicodedata
@@ -26,7 +27,6 @@ MISSING = {"NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "<NA>", "#N
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 CHATS = {"messages", "conversations", "conversation"}
 GAP = re.compile(r"\s*")
-LINE = re.compile(r"[^\r\n]*(?:\r*\n|\r)|[^\r\n]+\Z")  # with its end; \r\r\n is what two line-end conversions leave
 UNSEEN = re.compile("[\ufe00-\ufe0f\u034f\u115f\u1160\u2800\u3164]")  # not of category C, and still not seen
 
 
@@ -215,10 +215,11 @@ def _decode(path: Path) -> str:
     try:
         text = raw.decode("utf-8-sig")
         if raw.count(0) > len(raw) // 4:  # UTF-16 without its mark passes as UTF-8 full of zero bytes
-            raise UnicodeDecodeError("utf-8", raw, raw.index(0), raw.index(0) + 1, "UTF-16")
+            kind = "UTF-16LE" if raw.index(0) % 2 else "UTF-16BE"
+            raise UnicodeDecodeError("utf-8", raw, raw.index(0), raw.index(0) + 1, kind)
     except UnicodeDecodeError as error:
-        utf_16 = error.reason == "UTF-16" or raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        encoding = "UTF-16" if utf_16 else "WINDOWS-1252"
+        marked = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        encoding = error.reason if "UTF-16" in error.reason else "UTF-16" if marked else "WINDOWS-1252"
         raw = error.object  # without the byte order mark, which the positions do not count
         before = raw[: error.start]
         around = raw[max(0, error.start - 15) : error.start + 15].decode("latin-1")
@@ -238,7 +239,8 @@ Fields = tuple[int, int, list[str]]  # the first and the last line of a row, and
 
 
 def _read_table(path: Path, needed: tuple[str, str]) -> list[Record]:
-    lines = LINE.findall(_decode(path))
+    text = _decode(path)
+    lines = list(io.StringIO(text, newline="\n" if "\n" in text else "\r"))  # keeps \r\n, which csv understands
     start = next(number for number, line in enumerate(lines) if line.strip())
     usual = "\t" if format_of(path)[1] == "tsv" else ","
     if told := re.fullmatch(r'"?sep=([^"\r\n])"?\s*', lines[start], re.IGNORECASE):  # Excel writes and obeys it
@@ -269,29 +271,30 @@ def _find_separator(header: str, usual: str, needed: Sequence[str]) -> str:
     return fitting[0] if fitting else max(columns, key=lambda one: len(columns[one]))
 
 
-def _parse(lines: list[str], start: int, separator: str, **how: Any) -> Iterator[Fields]:
+def _parse(path: Path, lines: list[str], start: int, separator: str, quoting: int) -> list[Fields]:
     csv.field_size_limit(10_000_000)
-    reader = csv.reader(lines[start:], delimiter=separator, **how)
-    first = start + 1
+    reader = csv.reader(lines[start:], delimiter=separator, quoting=quoting, strict=True)
+    rows, first = [], start + 1
     try:
         for fields in reader:
             if len(fields) > 1 or "".join(fields).strip():  # not a blank line
-                yield first, start + reader.line_num, fields
+                rows.append((first, start + reader.line_num, fields))
             first = start + reader.line_num + 1
     except csv.Error as error:
-        error.args = (*error.args, first, start + reader.line_num)
-        raise
+        remedy = "Write a space for each line break inside a text."
+        if quoting != csv.QUOTE_NONE:
+            remedy = (
+                "Put a text that holds a double quote or a line break in double quotes and write each one inside it "
+                'twice ("He said ""yes"""); close the last quote of the file.'
+            )
+        raise DataError(
+            f"{path}, line {first}: not valid CSV ({error}, in line {start + reader.line_num}). {remedy}"
+        ) from None
+    return rows
 
 
 def _read_quoted(path: Path, lines: list[str], start: int, separator: str, needed: tuple[str, str]) -> list[Fields]:
-    try:
-        rows = list(_parse(lines, start, separator, strict=True))
-    except csv.Error as error:
-        message, first, last = error.args
-        raise DataError(
-            f"{path}, line {first}: not valid CSV ({message}, in line {last}). Put a text that holds a double quote in "
-            f'double quotes and write each one inside it twice ("He said ""yes"""); close the last quote of the file.'
-        ) from None
+    rows = _parse(path, lines, start, separator, csv.QUOTE_MINIMAL)
     for first, last, at in _merged(lines, rows, separator, needed[1]):
         raise DataError(
             f"{path}, line {first} to line {last}, column '{needed[0]}': one field in double quotes holds several "
@@ -304,30 +307,39 @@ def _read_quoted(path: Path, lines: list[str], start: int, separator: str, neede
 
 def _merged(lines: list[str], rows: list[Fields], separator: str, label: str) -> Iterator[tuple[int, int, int]]:
     """Rows of several lines of which two or more have a known label in its place: first line, last line, suspect."""
-    (_, _, header), *rows = rows
+    (_, _, header), *rows = rows or [(1, 1, [])]
     if label not in header:
         return
     at, width = header.index(label), len(header)
-    known = {fields[at] for _, _, fields in rows if len(fields) == width and fields[at].strip()}
+    places: dict[int, tuple[str, str]] = {}  # for each line of those rows, what stands where a label would
     for first, last, _ in rows:
-        suspects = []
         for number in range(first, last + 1) if last > first else ():
             parts = [part.strip('"') for part in lines[number - 1].rstrip("\r\n").split(separator)]
-            if len(parts) >= width and known.intersection((parts[at], parts[at - width])):
-                suspects.append(number)
-        if len(suspects) > 1:
-            yield first, last, suspects[0] if at else suspects[1]
+            if len(parts) >= width:
+                places[number] = (parts[at], parts[at - width])
+    known = {fields[at] for _, _, fields in rows if len(fields) == width}
+    seen = Counter(value for pair in places.values() for value in {*pair})
+    known |= {value for value, count in seen.items() if count > 1}
+    for first, last, _ in rows:
+        found = [number for number in range(first, last + 1) if known.intersection(places.get(number, ())) - {""}]
+        if len(found) > 1:
+            yield first, last, found[0] if at else found[1]
 
 
 def _read_tabbed(path: Path, lines: list[str], start: int, separator: str, needed: tuple[str, str]) -> list[Fields]:
     """In a TSV a quote is a character and a line is a row, unless the file was clearly written with quoting."""
-    plain = list(_parse(lines, start, separator, quoting=csv.QUOTE_NONE))
-    marked = [(first, field) for first, _, fields in plain for field in fields if field.startswith('"')]
     try:
-        quoted = list(_parse(lines, start, separator, strict=True)) if marked else plain
-    except csv.Error:
-        return plain
+        plain = _parse(path, lines, start, separator, csv.QUOTE_NONE)
+    except DataError:  # a carriage return within a field
+        if any('"' in line for line in lines):
+            return _read_quoted(path, lines, start, separator, needed)
+        raise
+    marked = [(first, field) for first, _, fields in plain for field in fields if field.startswith('"')]
     if not marked:
+        return plain
+    try:
+        quoted = _parse(path, lines, start, separator, csv.QUOTE_MINIMAL)
+    except DataError:
         return plain
     if len({len(fields) for _, _, fields in plain}) > 1 or all(field.startswith('"') for field in plain[0][2]):
         return _read_quoted(path, lines, start, separator, needed)

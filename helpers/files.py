@@ -75,10 +75,14 @@ def format_of(path: Path) -> tuple[str, str]:
     return (match[1], (match[2] or match[3]).lower()) if match else ("", "")
 
 
+def _is_seen(char: str) -> bool:
+    return not (char.isspace() or unicodedata.category(char)[0] == "C" or UNSEEN.match(char))
+
+
 def visible(text: str) -> str:
     """A text as a reader sees it: one Unicode form, and no character that leaves no trace."""
-    shown = (c for c in unicodedata.normalize("NFKC", text) if c.isspace() or unicodedata.category(c)[0] != "C")
-    return " ".join(UNSEEN.sub("", "".join(shown)).split())
+    shown = (char for char in unicodedata.normalize("NFKC", text) if char.isspace() or _is_seen(char))
+    return " ".join("".join(shown).split())
 
 
 def read_rows(path: Path, columns: tuple[str, str], *, unlabelled: bool = False) -> list[Row]:
@@ -155,15 +159,16 @@ def _is_a_row(names: list[str], records: Sequence[Record]) -> bool:
 
 def _check_row(row: Row, first: Row) -> None:
     for column, value in zip(row.columns, (row.text, row.label)):
-        if value is None or value != value or (isinstance(value, str) and not visible(value)):
-            shown = f"{value!r}{code_points(value)}" if isinstance(value, str) else repr(value)
-            raise row.error(column, f"found {shown}: nothing to read stands there. Fill it in, or remove the line.")
         if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
             raise row.error(
                 column,
                 f"found {value[:40]!r}, which holds half a character (a lone surrogate). Write the file again from the "
                 f"original text, as UTF-8.",
             )
+        blank = not any(map(_is_seen, value)) if isinstance(value, str) else value is None or value != value
+        if blank:
+            shown = f"{value!r}{code_points(value)}" if isinstance(value, str) else repr(value)
+            raise row.error(column, f"found {shown}: nothing to read stands there. Fill it in, or remove the line.")
     if not isinstance(row.text, str):
         kind = type(row.text).__name__
         raise row.error(row.columns[0], f"found {row.text!r} ({kind}), expected text. Put it in quotes or correct it.")

@@ -10,6 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from .hub import DATA, fetch_dataset, missing_parts
 HELPDESK = DATA / "helpdesk"
 SPLITS = {"train": "train", "validation": "validation|valid|val|dev", "test": "test", "test_shifted": "test_shifted"}
 SHARES = {"test": 0.2, "validation": 0.1}  # of the texts of each label, where a split must be cut from `train`
-WHOLE = re.compile(r"(0|-?[1-9][0-9]{0,17})(\.0+)?")
+WHOLE = re.compile(r"(0|-?[1-9][0-9]{0,300})(\.0+)?")
 FEW = 3  # examples of a label, below which the notebooks cannot choose settings by cross-validation
 
 
@@ -254,6 +255,7 @@ def _label_names(rows: dict[str, list[Row]], allowed: Sequence[str] | None) -> t
     return tuple(names)
 
 
+@cache
 def _spelling(label: str) -> str:
     """What makes two labels look the same: not blanks, capitals, Unicode forms or characters that nobody sees."""
     number = WHOLE.fullmatch(label)

@@ -114,7 +114,8 @@ def _without_labels(records: Iterable[Record], column: str) -> bool:
     """Whether no row has a label: in competitions, and where the Hub writes -1 for each."""
     if any(name.strip().lower() == column.lower() for record in records for name in record.names if name != column):
         return False  # a slip in the column's name, which `_check_columns` explains
-    return all(str(record.get(column)).strip() in ("", "None", "-1", "-1.0") for record in records)
+    labels = [record.get(column) for record in records]
+    return all(label is None or label != label or str(label).strip() in ("", "-1", "-1.0") for label in labels)
 
 
 def _check_columns(path: Path, record: Record, needed: Sequence[str], records: Sequence[Record]) -> None:

@@ -87,8 +87,8 @@ def load_task(
     """Load the shared task, your own file or folder, or a dataset of the Hugging Face Hub.
 
     Args:
-        task: `"helpdesk"`; a CSV, TSV, JSONL, JSON or Parquet file (split 70/10/20, stratified, equal
-            texts kept together); a folder with `train`, `validation` (or `dev`) and `test` files, of
+        task: `"helpdesk"`; a CSV, TSV, JSONL, JSON (all also with .gz) or Parquet file (split 70/10/20,
+            stratified, equal texts kept together); a folder with `train`, `validation` (or `dev`) and `test` files, of
             which what lacks is cut from `train`; or a Hub dataset id, `"owner/name"` or
             `"owner/name@revision"`.
         train_examples: how many training examples to keep at most, drawn evenly from all labels with

@@ -167,6 +167,9 @@ CASES = [
          said=("test.parquet: no labels", CUT)),
     Case("06 a test split with a label in some rows", "refused", {"train.csv": table(), "test.csv": table(with_row(3,
          label=""))}, refused=("test.csv, line 3, column 'label'", )),
+    Case("06 a test split with the label None in each row", "refused",
+         folder("csv", train=labelled(["None", "some"] * 10), test=[("Where?", "None")]),
+         rows=[*labelled(["None", "some"] * 10), ("Where?", "None")], said=("no example in 'test' for 1 label(s), 'some'",)),
     Case("06 dev and validation", "refused", folder("csv", train=ROWS, dev=ROWS, validation=ROWS),
          refused=("dev.csv, validation.csv", "Keep one of them")),
     # 07, 08, 10: numbers and booleans
@@ -204,6 +207,9 @@ CASES = [
     Case("09 an invisible character in another split", "refused, without the reason", folder("csv", train=ROWS,
          validation=ROWS, test=with_row(2, label="\ufefflate")), refused=("test.csv, line 2, column 'label'",
          "U+FEFF ZERO WIDTH NO-BREAK SPACE", "Did you mean 'late'")),
+    Case("09 capitals in another split", "refused, without the reason",
+         folder("csv", train=ROWS, validation=ROWS, test=with_row(2, label="LATE")),
+         refused=("test.csv, line 2, column 'label'", "'LATE'", "Did you mean 'late'")),
     Case("10 labels that are numbers, from 9 on", "silent: ordered 10, 11, 9", {"a.csv": table(labelled(["9", "10",
          "11", "9"] * 5))}, rows=labelled(["9", "10", "11", "9"] * 5)),
     # 11: imbalance

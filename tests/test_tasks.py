@@ -1,5 +1,6 @@
 """Loading a task: what is accepted, and every kind of bad input refused with file, line and column."""
 
+import gzip
 import io
 import json
 from collections import Counter
@@ -105,6 +106,19 @@ def test_a_hub_id_is_taken_from_the_local_cache_without_a_network(tmp_path, monk
     monkeypatch.setattr("helpers.hub.hub_reachable", lambda: pytest.fail("asked the network"))
     task = load_task("owner/pets")
     assert task.name == "owner/pets" and len(task.splits["test"]) == len(GOOD)
+
+
+def test_what_describes_a_dataset_is_not_the_dataset(tmp_path, monkeypatch):
+    """A broken-off download may have left dataset_infos.json alone; rows in train.json.gz are a dataset."""
+    repository, commit = tmp_path / "datasets--owner--pets", "0123456789abcdef0123456789abcdef01234567"
+    write(repository / "refs" / "main", commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("helpers.hub.hub_reachable", lambda: False)
+    write(repository / "snapshots" / commit / "dataset_infos.json", "{}")
+    with pytest.raises(OfflineError, match="only partly in the Hub's local cache"):
+        load_task("owner/pets")
+    write(repository / "snapshots" / commit / "data" / "train.json.gz", gzip.compress(as_jsonl().encode()))
+    assert load_task("owner/pets").labels == ("cats", "dogs")
 
 
 def test_train_examples_are_drawn_evenly_and_by_seed():

@@ -208,7 +208,8 @@ def _note_missing(rows: list[Row]) -> None:
 
 def _decode(path: Path) -> str:
     raw = path.read_bytes()
-    if raw.startswith(b"\x1f\x8b"):
+    packed = raw.startswith(b"\x1f\x8b")
+    if packed:
         try:
             raw = gzip.decompress(raw)
         except (OSError, EOFError, zlib.error) as error:
@@ -227,12 +228,13 @@ def _decode(path: Path) -> str:
         marked = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         encoding = error.reason if "UTF-16" in error.reason else "UTF-16" if marked else "WINDOWS-1252"
         raw = error.object  # without the byte order mark, which the positions do not count
-        before = raw[: error.start]
+        before, name = raw[: error.start], re.sub(r"\.gz$", "", path.name, flags=re.IGNORECASE) if packed else path.name
         around = raw[max(0, error.start - 15) : error.start + 15].decode("latin-1")
         raise DataError(
             f"{path}, line {before.count(10) + 1}, column (byte) {error.start - before.rfind(10)}: found byte "
-            f"0x{raw[error.start]:02x} near {around!r}, which is not UTF-8 (perhaps {encoding}). Save the file as "
-            f"UTF-8 (in Excel: 'CSV UTF-8'), or convert it: iconv -f {encoding} -t UTF-8 {path.name} > new-{path.name}"
+            f"0x{raw[error.start]:02x} near {around!r}, which is not UTF-8 (perhaps {encoding}). "
+            f"{'Unpack it, then save' if packed else 'Save'} the file as UTF-8 (in Excel: 'CSV UTF-8'), or convert it: "
+            f"iconv -f {encoding} -t UTF-8 {name} > new-{name}"
         ) from None
     if not text.strip():
         raise DataError(f"{path}, line 1: the file is empty ({len(raw)} bytes, no text). Save or copy it again.")

@@ -88,9 +88,9 @@ def load_task(
 
     Args:
         task: `"helpdesk"`; a CSV, TSV, JSONL, JSON (all also with .gz) or Parquet file (split 70/10/20,
-            stratified, equal texts kept together); a folder with `train`, `validation` (or `dev`) and `test` files, of
-            which what lacks is cut from `train`; or a Hub dataset id, `"owner/name"` or
-            `"owner/name@revision"`.
+            stratified, equal texts kept together); a folder with `train`, `validation` (or `dev`) and
+            `test` files (and `test_shifted`, if you have one), of which what lacks is cut from `train`;
+            or a Hub dataset id, `"owner/name"` or `"owner/name@revision"`.
         train_examples: how many training examples to keep at most, drawn evenly from all labels with
             `seed`, at least one of each; 0 keeps all.
         labels: the allowed labels, in order; by default those of the training split, sorted, numbers
@@ -231,7 +231,7 @@ def _label_names(rows: dict[str, list[Row]], allowed: Sequence[str] | None) -> t
     whole = all(WHOLE.fullmatch(value) for value in values)
     names = [str(name) for name in (allowed or sorted(values, key=int if whole else None))]
     if whole:  # as `_name_labels` wrote those of the rows
-        names = [name.partition(".")[0] for name in names]
+        names = [match[1] if (match := WHOLE.fullmatch(name)) else name for name in names]
     known = set(names)
     for members in rows.values():
         spelled: dict[str, Row] = {}
@@ -335,11 +335,8 @@ def _print_notes(rows: dict[str, list[Row]], names: Sequence[str]) -> None:
             print(f"Careful: no example in '{split}' for {_some(absent)}: scores on it say nothing about these.")
     if few := [name for name in names if found["train"][name] < FEW]:
         print(f"Careful: fewer than {FEW} examples in 'train' for {_some(few)}: too few to choose settings with them.")
-    parts = {name: [part.strip() for part in re.split(r"[|;,]", name)] for name in names}
-    shared = Counter(part for of_name in parts.values() for part in set(of_name))
-    lists = {name for name in names if re.fullmatch(r"\[.*\]|\{.*\}", name, re.DOTALL)}
-    lists |= {name for name, found in parts.items() if len(found) > 1 and all(shared[part] > 1 for part in found)}
-    if lists := [row for row in rows["train"] if row.label in lists]:
+    like_lists = _look_like_lists(names)
+    if lists := [row for row in rows["train"] if row.label in like_lists]:
         print(
             f"Careful: {len(lists)} labels look like lists of labels, such as {lists[0].label!r} ({lists[0].place}). "
             f"Here each different list is one label; keep one label for each text if that is not meant."
@@ -348,3 +345,11 @@ def _print_notes(rows: dict[str, list[Row]], names: Sequence[str]) -> None:
 
 def _some(labels: Sequence[str]) -> str:
     return f"{len(labels)} label(s), {', '.join(map(repr, labels[:5]))}{' ...' if len(labels) > 5 else ''}"
+
+
+def _look_like_lists(labels: Sequence[str]) -> set[str]:
+    """Labels in brackets, and those that are made only of parts that other labels have too."""
+    parts = {label: [part.strip() for part in re.split(r"[|;,]", label)] for label in labels}
+    shared = Counter(part for found in parts.values() for part in set(found))
+    made = {label for label, found in parts.items() if len(found) > 1 and all(shared[part] > 1 for part in found)}
+    return made | {label for label in labels if re.fullmatch(r"\[.*\]|\{.*\}", label, re.DOTALL)}

@@ -48,11 +48,11 @@ KNOWN_MODELS = {
 # What is fetched from the Hub, what must be there, and which files of a model are looked into before it is loaded.
 FETCHED = {
     "model": ["*.json", "*.txt", "*.model", "*.safetensors"],
-    "dataset": ["*.csv", "*.tsv", "*.jsonl", "*.parquet"],
+    "dataset": ["*.csv", "*.tsv", "*.jsonl", "*.json", "*.csv.gz", "*.tsv.gz", "*.jsonl.gz", "*.json.gz", "*.parquet"],
 }
 NEEDED = {
     "model": [["config.json"], ["*.safetensors"], ["tokenizer.json", "vocab.*", "*.model"]],
-    "dataset": [[f"**/{pattern}" for pattern in FETCHED["dataset"]]],
+    "dataset": [[f"**/{'train' if pattern == '*.json' else ''}{pattern}" for pattern in FETCHED["dataset"]]],
 }
 READ = ["config.json", "generation_config.json", "*.safetensors", "tokenizer*.json", "vocab.*", "merges.txt", "*.model"]
 

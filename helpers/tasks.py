@@ -1,64 +1,32 @@
-"""Loads a text-classification task and refuses bad rows by file, line and column."""
+"""Loads a text-classification task: its splits and labels, cut and ordered always the same, or refused by line."""
 
 from __future__ import annotations
 
-import codecs
-import csv
 import difflib
 import hashlib
-import io
 import json
 import random
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 from transformers import PreTrainedTokenizerBase
 
 from .errors import DataError, OfflineError, ParameterError
+from .files import ENDINGS, Row, code_points, format_of, read_rows, visible
 from .hub import DATA, fetch_dataset, missing_parts
 
 HELPDESK = DATA / "helpdesk"
-SPLITS = ("train", "validation", "test")
-# What pandas reads as "no value": a tool further down the line would lose such a row in silence.
-MISSING = {"", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "<NA>", "#N/A", "#NA", "-nan", "-NaN"}
-MISSING |= {"#N/A N/A"}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One example with the place it came from; `columns` are the names of its text and its label."""
-
-    file: Path
-    line: int
-    values: dict[str, Any]
-    columns: tuple[str, str]
-
-    @property
-    def text(self) -> Any:
-        return self.values[self.columns[0]]
-
-    @property
-    def label(self) -> Any:
-        return self.values[self.columns[1]]
-
-    @property
-    def wording(self) -> str:
-        """What makes two texts equal: not blanks around them, not capitals."""
-        return self.text.strip().lower()
-
-    def error(self, column: str, message: str) -> DataError:
-        return DataError(f"{self.file}, line {self.line}, column '{column}': {message}")
-
-    def label_error(self, message: str) -> DataError:
-        return self.error(self.columns[1], f"found {self.label!r}{message}")
+SPLITS = {"train": "train", "validation": "validation|valid|val|dev", "test": "test", "test_shifted": "test_shifted"}
+SHARES = {"test": 0.2, "validation": 0.1}  # of the texts of each label, where a split must be cut from `train`
+WHOLE = re.compile(r"(0|-?[1-9][0-9]{0,300})(\.0+)?")
+FEW = 3  # examples of a label, below which the notebooks cannot choose settings by cross-validation
 
 
 @dataclass(frozen=True)
@@ -119,17 +87,18 @@ def load_task(
     """Load the shared task, your own file or folder, or a dataset of the Hugging Face Hub.
 
     Args:
-        task: `"helpdesk"`; a CSV, TSV, JSONL or Parquet file (split 70/10/20, stratified, equal
-            texts kept together); a folder with `train`, `validation` and `test` files (and
-            `test_shifted`, if you have one); or a Hub dataset id, `"owner/name"` or
-            `"owner/name@revision"`.
+        task: `"helpdesk"`; a CSV, TSV, JSONL, JSON (all also with .gz) or Parquet file (split 70/10/20,
+            stratified, equal texts kept together); a folder with `train`, `validation` (or `dev`) and
+            `test` files (and `test_shifted`, if you have one), of which what lacks is cut from `train`;
+            or a Hub dataset id, `"owner/name"` or `"owner/name@revision"`.
         train_examples: how many training examples to keep at most, drawn evenly from all labels with
-            `seed`; 0 keeps all.
-        labels: the allowed labels, in order; by default those of the training split, sorted.
+            `seed`, at least one of each; 0 keeps all.
+        labels: the allowed labels, in order; by default those of the training split, sorted, numbers
+            by size.
         text_column, label_column: the names of the two columns in your files.
 
     Raises:
-        DataError: a file, line or column is not usable. Nothing is dropped or repaired.
+        DataError: a file, line or column is not usable. No row is dropped or repaired.
         ParameterError: `train_examples` is negative, or below one a label.
         OfflineError: the task is a Hub id, not in the local cache, and the Hub does not answer.
 
@@ -138,33 +107,26 @@ def load_task(
     ours = task == "helpdesk"
     path = HELPDESK if ours else _find(task)
     files = {"train": [path]} if path.is_file() else _split_files(path)
-    rows = {
-        split: [row for one in paths for row in _read_file(one, (text_column, label_column))]
-        for split, paths in files.items()
-    }
-    for members in rows.values():
-        for row in members:
-            _check_row(row, members[0])
+    rows = {split: _read_split(split, paths, (text_column, label_column)) for split, paths in files.items()}
+    rows = _name_labels({split: members for split, members in rows.items() if members})
     if ours and labels is None:
         labels = list(json.loads((HELPDESK / "topics.json").read_text(encoding="utf-8")))
     names = _label_names(rows, labels)
-    if "validation" not in rows:
-        rows = _split(rows["train"])
-        names = _label_names(rows, labels)  # again: a label may have gone to the test split with all its texts
+    rows = _cut(rows)
     index = {name: number for number, name in enumerate(names)}
     digest = hashlib.sha256()
     for split, members in rows.items():
-        content = [split, [row.text for row in members], [index[str(row.label)] for row in members], names]
+        content = [split, [row.text for row in members], [index[row.label] for row in members], names]
         digest.update(json.dumps(content).encode())
     if train_examples:
         rows["train"] = _draw(rows["train"], len(names), train_examples, seed)
-    _print_notes(rows)
+    _print_notes(rows, names)
     splits = datasets.DatasetDict()
     features = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(names))}
     for split, members in rows.items():
-        columns = {"text": [row.text for row in members], "label": [index[str(row.label)] for row in members]}
+        columns = {"text": [row.text for row in members], "label": [index[row.label] for row in members]}
         splits[split] = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
-    name = path.stem if path.is_file() else path.resolve().name
+    name = format_of(path)[0] if path.is_file() else path.resolve().name
     return Task(name if Path(task).expanduser().exists() else task, names, splits, digest.hexdigest())
 
 
@@ -173,10 +135,10 @@ def _find(task: str) -> Path:
     if path.exists():
         return path
     is_hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", task)
-    if path.suffix.lower() in _READERS or path.is_absolute() or not is_hub_id:
+    if format_of(path)[1] or path.is_absolute() or not is_hub_id:
         raise DataError(
-            f"task={task!r}: there is no such file or folder (looked in {Path.cwd()}). Give a path to a "
-            f"{', '.join(_READERS)} file, a folder with train, validation and test files, a Hub dataset id such as "
+            f"task={task!r}: there is no such file or folder (looked in {Path.cwd()}). Give a path to a file that ends "
+            f"in {ENDINGS}, a folder with train, validation and test files, a Hub dataset id such as "
             f"'owner/name', or 'helpdesk'."
         )
     try:
@@ -194,14 +156,15 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
     found = sorted(
         p
         for p in folder.rglob("*")
-        if p.suffix.lower() in _READERS and not any(part.startswith(".") for part in p.relative_to(folder).parts)
+        if format_of(p)[1] and not any(part.startswith(".") for part in p.relative_to(folder).parts)
     )
     by_split: dict[str, list[Path]] = {}
-    for split in (*SPLITS, "test_shifted"):
+    for split, names in SPLITS.items():
         # "test", "test-0001", "test-00000-of-00002" and "test-00000-of-00002-1a2b3c4d5e6f7a8b" belong to test;
         # "test_shifted" and "test-old" do not.
-        matching = [p for p in found if re.fullmatch(rf"{split}(-\d+(-of-\d+)?(-[0-9a-f]{{8,}})?)?", p.stem)]
-        if len({(p.parent, p.suffix.lower(), "-" in p.stem) for p in matching}) > 1:
+        pattern = re.compile(rf"({names})(-\d+(-of-\d+)?(-[0-9a-f]{{8,}})?)?", re.IGNORECASE)
+        matching = {p: match for p in found if (match := pattern.fullmatch(format_of(p)[0]))}
+        if len({(p.parent, p.suffix.lower(), m[1], m[2] is None) for p, m in matching.items()}) > 1:
             raise DataError(
                 f"{folder}: found {', '.join(str(p.relative_to(folder)) for p in matching)} for '{split}': copies of "
                 f"each other, or different datasets. Keep one of them, or give the folder of one dataset."
@@ -209,171 +172,47 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
         if gap := missing_parts(matching):
             raise DataError(f"{folder}, split '{split}': found only {gap}. Copy or download the others too.")
         if matching:
-            by_split[split] = matching
-    if missing := [split for split in SPLITS if split not in by_split]:
+            by_split[split] = list(matching)
+    if "train" not in by_split:
         raise DataError(
-            f"{folder}: found {', '.join(p.name for p in found) or 'no data files'}, but no file for "
-            f"{', '.join(missing)}. Name them train, validation and test with one of the endings "
-            f"{', '.join(_READERS)}; or give one single file, which is then split for you."
+            f"{folder}: found {', '.join(p.name for p in found) or 'no data files'}, but no file for train. Name the "
+            f"files train, validation and test, with one of the endings {ENDINGS}; or give one single file, which is "
+            f"then split for you."
         )
+    used = {p for paths in by_split.values() for p in paths}
+    if left := [p.name for p in found if p not in used and format_of(p)[1] != "json"]:  # .json often describes data
+        took = ", ".join(sorted(p.name for p in used))
+        print(f"Note: {folder}: the files of the splits are {took}; not read: {', '.join(left)}.")
     return by_split
 
 
-def _read_file(path: Path, columns: tuple[str, str]) -> list[Row]:
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(
-            f"{path}: files ending in '{path.suffix}' are not read. Save it as one of {', '.join(_READERS)}."
-        )
-    rows = list(reader(path, columns))
+def _read_split(split: str, paths: Iterable[Path], columns: tuple[str, str]) -> list[Row]:
+    """The rows of one split; none for a test split without labels, which can grade nothing."""
+    rows = [row for path in paths for row in read_rows(path, columns, unlabelled=split == "test")]
     if not rows:
-        raise DataError(f"{path}, line 2: there are columns, but not a single row. Save or copy it again.")
+        print(f"Note: {', '.join(map(str, paths))}: no labels in the column '{columns[1]}', so it is not used.")
     return rows
 
 
-def _check_columns(path: Path, line: int, found: Sequence[str], needed: Sequence[str]) -> None:
-    for column in needed:
-        if column not in found:
-            spelled = {name.strip().lower(): name for name in found}
-            close = difflib.get_close_matches(column.lower(), spelled, n=1)
-            hint = f" Did you mean {spelled[close[0]]!r}?" if close else ""
-            raise DataError(
-                f"{path}, line {line}, column '{column}': missing; the columns are "
-                f"{', '.join(map(repr, found))}.{hint} Name yours by the parameters text_column and label_column, or "
-                f"rename them."
-            )
-        if list(found).count(column) > 1:
-            raise DataError(
-                f"{path}, line {line}, column '{column}': stands twice, and only one would be read. Rename or remove "
-                f"one."
+def _name_labels(rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    """The rows with labels that are names: 1.0 and 1 are called '1' where all are whole numbers, True 'True'."""
+    styles: dict[tuple[Path, bool], Row] = {}
+    every = [row for members in rows.values() for row in members]
+    whole = all(not isinstance(row.label, bool) and WHOLE.fullmatch(str(row.label)) for row in every)
+    for row in every if whole else ():
+        styles.setdefault((row.file, "." in str(row.label)), row)
+        if other := styles.get((row.file, "." not in str(row.label))):
+            raise row.label_error(
+                f", but {other.place} has {other.label!r}: two spellings of whole numbers, as where two exports were "
+                f"joined. Write all labels the same way."
             )
 
+    def name(label: str | float | bool) -> str:
+        if isinstance(label, float):
+            return str(int(label))
+        return str(label).partition(".")[0] if whole else str(label)
 
-def _decode(path: Path) -> str:
-    raw = path.read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        encoding = "UTF-16" if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "WINDOWS-1252"
-        raw = error.object  # without the byte order mark, which the positions do not count
-        before = raw[: error.start]
-        around = raw[max(0, error.start - 15) : error.start + 15].decode("latin-1")
-        raise DataError(
-            f"{path}, line {before.count(10) + 1}, column (byte) {error.start - before.rfind(10)}: found byte "
-            f"0x{raw[error.start]:02x} near {around!r}, which is not UTF-8 (perhaps {encoding}). Save the file as "
-            f"UTF-8 (in Excel: 'CSV UTF-8'), or convert it: iconv -f {encoding} -t UTF-8."
-        ) from None
-    if not text.strip():
-        raise DataError(f"{path}, line 1: the file is empty ({len(raw)} bytes, no text). Save or copy it again.")
-    return text
-
-
-def _read_csv(path: Path, needed: tuple[str, str]) -> Iterator[Row]:
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    csv.field_size_limit(10_000_000)
-    reader = csv.reader(io.StringIO(_decode(path), newline=""), delimiter=delimiter, strict=True)
-    start = 1
-    try:
-        header = next(reader)
-        if len(header) == 1 and (mark := next((mark for mark in ";\t," if mark in header[0]), "")):
-            raise DataError(
-                f"{path}, line 1: found one single column {header[0]!r}; it looks separated by {mark!r}. "
-                f"Save it with {delimiter!r} between the columns{' or name it .tsv' if mark == chr(9) else ''}."
-            )
-        _check_columns(path, 1, header, needed)
-        start = reader.line_num + 1
-        for fields in reader:
-            if len(fields) != len(header):
-                raise DataError(
-                    f"{path}, line {start}, column {min(len(fields), len(header)) + 1}: found {len(fields)} fields, "
-                    f"the header has {len(header)}. Put texts that contain {delimiter!r} or line breaks in double "
-                    f"quotes; remove blank lines."
-                )
-            yield Row(path, start, dict(zip(header, fields)), needed)
-            start = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(
-            f"{path}, line {start}: not valid CSV ({error}). A double quote inside a text is written twice, "
-            f"and the last quote of the file must be closed."
-        ) from None
-
-
-def _read_jsonl(path: Path, needed: tuple[str, str]) -> Iterator[Row]:
-    names: list[str] = []
-
-    def keep_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names[:] = [name for name, _ in pairs]  # the outermost object comes last
-        return dict(pairs)
-
-    for number, line in enumerate(_decode(path).rstrip().split("\n"), 1):
-        try:
-            values = json.loads(line, object_pairs_hook=keep_names)
-            wrong = "" if isinstance(values, dict) else f": not an object, but a {type(values).__name__}"
-        except json.JSONDecodeError as error:
-            wrong = f", column (character) {error.colno}: not valid JSON ({error.msg}; was the file cut off?)"
-        if wrong:
-            raise DataError(
-                f"{path}, line {number}{wrong}. Found {line[:40]!r}; every line is one object such as "
-                f'{{"text": "...", "label": "..."}}.'
-            )
-        _check_columns(path, number, names, needed)
-        yield Row(path, number, values, needed)
-
-
-def _read_parquet(path: Path, needed: tuple[str, str]) -> Iterator[Row]:
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            _check_columns(path, 1, schema.names, needed)
-            table = file.read(columns=list(needed))
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise DataError(
-            f"{path}, line 1: not a complete Parquet file ({path.stat().st_size:,} bytes; "
-            f"{str(error).splitlines()[0]}). Copy or download it again."
-        ) from None
-    # Hub datasets store labels as numbers and their names in the file's own metadata.
-    try:
-        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][needed[1]]["names"]
-    except (ValueError, LookupError, TypeError):
-        names = None
-    for number, values in enumerate(table.to_pylist(), 1):
-        row = Row(path, number, values, needed)
-        if names:
-            if not isinstance(row.label, int) or not 0 <= row.label < len(names):
-                raise row.label_error(f", but the file lists {len(names)} label names. Correct the label.")
-            values[needed[1]] = names[row.label]
-        yield row
-
-
-_READERS = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-
-
-def _check_row(row: Row, first: Row) -> None:
-    for column in row.columns:
-        value = row.values[column]
-        if str(value).strip() in MISSING:
-            raise row.error(
-                column,
-                f"found {value!r}, which is blank, or read as 'no value' by most tools. Write it out (for example 'not "
-                f"available' or 'Namibia') or remove the line.",
-            )
-        if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
-            raise row.error(
-                column,
-                f"found {value[:40]!r}, which holds half a character (a lone surrogate). Write the file again from the "
-                f"original text, as UTF-8.",
-            )
-    if not isinstance(row.text, str):
-        kind = type(row.text).__name__
-        raise row.error(row.columns[0], f"found {row.text!r} ({kind}), expected text. Put it in quotes or correct it.")
-    kind, expected = type(row.label), type(first.label)
-    if kind not in (str, int):
-        raise row.label_error(f" ({kind.__name__}), expected a name or a whole number, the same way in every line.")
-    if kind is not expected:
-        raise row.label_error(
-            f" ({kind.__name__}), but {first.file}, line {first.line} has {first.label!r} ({expected.__name__}). Write "
-            f"all labels the same way."
-        )
+    return {split: [replace(row, label=name(row.label)) for row in members] for split, members in rows.items()}
 
 
 def _label_names(rows: dict[str, list[Row]], allowed: Sequence[str] | None) -> tuple[str, ...]:
@@ -389,49 +228,75 @@ def _label_names(rows: dict[str, list[Row]], allowed: Sequence[str] | None) -> t
             f"; {len(train)} training examples have {len(values)} labels, so no label has a second one. Is this the "
             f"right column? A label must repeat to be learned."
         )
-    names = [str(name) for name in (allowed or sorted(values))]
+    whole = all(WHOLE.fullmatch(value) for value in values)
+    names = [str(name) for name in (allowed or sorted(values, key=int if whole else None))]
+    if whole:  # as `_name_labels` wrote those of the rows
+        names = [match[1] if (match := WHOLE.fullmatch(name)) else name for name in names]
+    known = set(names)
     for members in rows.values():
         spelled: dict[str, Row] = {}
         for row in members:
-            first = spelled.setdefault(" ".join(str(row.label).split()).casefold(), row)
-            if allowed is None and first.label != row.label:  # but for blanks or capitals: not a label of its own
+            first = spelled.setdefault(_spelling(row.label), row)
+            if allowed is None and first.label != row.label:  # but for blanks, capitals, or what nobody sees
                 raise row.label_error(
-                    f", but {first.file}, line {first.line} has {first.label!r}. Write the label the same way in every "
-                    f"line; if they are really different, say labels=[...] in load_task."
+                    f"{code_points(row.label, first.label)}, but {first.place} has {first.label!r}"
+                    f"{code_points(first.label, row.label)}. Write the label the same way in every line; if they are "
+                    f"really different, say labels=[...] in load_task."
                 )
-            if str(row.label) not in names or (allowed is None and row.label not in values):
-                close = difflib.get_close_matches(str(row.label), names, n=1)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
+            if row.label not in known:
+                alike = [name for name in names if _spelling(name) == _spelling(row.label)]
+                close = alike or difflib.get_close_matches(row.label, names, n=1)
+                hint = f" Did you mean {close[0]!r}{code_points(close[0], row.label)}?" if close else ""
                 shown = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
                 raise row.label_error(
-                    f", which is not one of the {len(names)} labels ({shown}).{hint} Correct it, or give the label "
-                    f"training examples."
+                    f"{code_points(row.label, ''.join(names))}, which is not one of the {len(names)} labels ({shown})."
+                    f"{hint} Correct it, or give the label training examples."
                 )
     return tuple(names)
 
 
-def _split(rows: list[Row]) -> dict[str, list[Row]]:
-    """70/10/20 by label, with equal texts in one split. Always the same, whatever the seed."""
+@cache
+def _spelling(label: str) -> str:
+    """What makes two labels look the same: not blanks, capitals, Unicode forms or characters that nobody sees."""
+    number = WHOLE.fullmatch(label)
+    return number[1] if number else visible(label).casefold()
+
+
+def _cut(rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    """Cut the splits that lack from `train`, by label and with equal texts together. Always the same, for any seed."""
+    shares = {split: share for split, share in SHARES.items() if split not in rows}
+    if not shares:
+        return rows
     groups: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
+    for row in rows["train"]:
         groups[row.wording].append(row)
-    by_label: dict[Any, list[list[Row]]] = defaultdict(list)
-    for group in groups.values():
-        by_label[group[0].label].append(group)
-    order = random.Random(0)
-    result: dict[str, list[Row]] = {split: [] for split in SPLITS}
-    for members in by_label.values():
-        if len(members) < 3:
-            raise members[0][0].label_error(
-                f" with {len(members)} different text(s) in the whole file; at least 3 are needed, one each for "
-                f"training, validation and test. Add examples, merge the label with another, or remove it."
+    of_label: dict[str, list[str]] = defaultdict(list)
+    for wording, group in groups.items():
+        for label in dict.fromkeys(row.label for row in group):
+            of_label[label].append(wording)
+    order, placed = random.Random(0), {}
+    for label, wordings in sorted(of_label.items(), key=lambda item: len(item[1])):  # a text may have several labels
+        if len(wordings) <= len(shares):
+            row = next(row for row in rows["train"] if row.label == label)
+            raise row.label_error(
+                f" with {len(wordings)} different text(s) in what training, {' and '.join(sorted(shares))} are cut "
+                f"from; at least {len(shares) + 1} are needed, one each. Add examples, merge the label with another, "
+                f"or remove it."
             )
-        order.shuffle(members)
-        test = max(1, round(0.2 * len(members)))
-        validation = max(1, round(0.1 * len(members)))
-        parts = (members[test + validation :], members[test : test + validation], members[:test])
-        for split, part in zip(SPLITS, parts):
-            result[split] += [row for group in part for row in group]
+        free = [wording for wording in wordings if wording not in placed]
+        order.shuffle(free)
+        for split, share in shares.items():
+            there = sum(placed.get(wording) == split for wording in wordings)
+            for _ in range(min(max(1, round(share * len(wordings))) - there, len(free) - 1)):
+                placed[free.pop()] = split
+        placed.update(dict.fromkeys(free, "train"))
+    result = {split: [] if split in shares or split == "train" else rows[split] for split in SPLITS
+              if split in shares or split in rows}  # fmt: skip
+    for wording, split in placed.items():
+        result[split] += groups[wording]
+    sizes = ", ".join(f"{len(result[split])} for {split}" for split in result if split in ("train", *shares))
+    file, count = rows["train"][0].file, len(rows["train"])
+    print(f"Note: {file}: its {count} rows are cut into {sizes}; by label, equal texts together, always the same.")
     return result
 
 
@@ -454,7 +319,7 @@ def _draw(rows: list[Row], classes: int, wanted: int, seed: int) -> list[Row]:
     return drawn
 
 
-def _print_notes(rows: dict[str, list[Row]]) -> None:
+def _print_notes(rows: dict[str, list[Row]], names: Sequence[str]) -> None:
     labels_of: dict[str, set] = defaultdict(set)
     for row in (row for members in rows.values() for row in members):
         labels_of[row.wording].add(row.label)
@@ -464,3 +329,27 @@ def _print_notes(rows: dict[str, list[Row]]) -> None:
     for split, members in rows.items():
         if split != "train" and (shared := sum(row.wording in train for row in members)):
             print(f"Careful: {shared} of {len(members)} texts of '{split}' stand in 'train' too; scores on it flatter.")
+    found = {split: Counter(row.label for row in members) for split, members in rows.items()}
+    for split, counts in found.items():
+        if split != "train" and (absent := [name for name in names if not counts[name]]):
+            print(f"Careful: no example in '{split}' for {_some(absent)}: scores on it say nothing about these.")
+    if few := [name for name in names if found["train"][name] < FEW]:
+        print(f"Careful: fewer than {FEW} examples in 'train' for {_some(few)}: too few to choose settings with them.")
+    like_lists = _look_like_lists(names)
+    if lists := [row for row in rows["train"] if row.label in like_lists]:
+        print(
+            f"Careful: {len(lists)} labels look like lists of labels, such as {lists[0].label!r} ({lists[0].place}). "
+            f"Here each different list is one label; keep one label for each text if that is not meant."
+        )
+
+
+def _some(labels: Sequence[str]) -> str:
+    return f"{len(labels)} label(s), {', '.join(map(repr, labels[:5]))}{' ...' if len(labels) > 5 else ''}"
+
+
+def _look_like_lists(labels: Sequence[str]) -> set[str]:
+    """Labels in brackets, and those that are made only of parts that other labels have too."""
+    parts = {label: [part.strip() for part in re.split(r"[|;,]", label)] for label in labels}
+    shared = Counter(part for found in parts.values() for part in set(found))
+    made = {label for label, found in parts.items() if len(found) > 1 and all(shared[part] > 1 for part in found)}
+    return made | {label for label in labels if re.fullmatch(r"\[.*\]|\{.*\}", label, re.DOTALL)}

@@ -23,10 +23,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen3Config
+from transformers.pytorch_utils import Conv1D
 
 from .errors import DeviceError, ModelError, ParameterError
 from .measuring import count_parameters
-from .models import positions_of, read_config, transformer_blocks
+from .models import check_architecture, positions_of, read_config, transformer_blocks
 from .quantization import TYPES, check_not_quantized
 
 GIB = 2**30
@@ -214,6 +215,7 @@ def _configuration(config: PreTrainedConfig | str | Path) -> PreTrainedConfig:
         if not (Path(config) / "config.json").is_file():
             raise ModelError(f"{config}: no config.json there, and no name in MODELS ({', '.join(MODELS)}).")
         config = read_config(config)
+    check_architecture(config, source)
     check_not_quantized(config, source)
     return config
 
@@ -229,7 +231,7 @@ def _build(
     """The model on the meta device, ready to train. Kept, for it takes seconds (and 34 MB for 65 billion weights)."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
-            kind.from_dict(json.loads(config)), dtype=compute, attn_implementation="sdpa", trust_remote_code=False
+            kind.from_dict(json.loads(config)), dtype=compute, trust_remote_code=False
         )
         model.tie_weights()  # transformers 5.0 forgets it on the meta device, and embeddings would count twice
     if method == "qlora":
@@ -263,9 +265,10 @@ def _to_four_bits(model: nn.Module, **options: Any) -> None:
 
     model.is_loaded_in_4bit = True  # what PEFT looks at
     for block in transformer_blocks(model):
-        for name, old in [(n, m) for n, m in block.named_modules() if type(m) is nn.Linear]:
+        for name, old in [(n, m) for n, m in block.named_modules() if type(m) in (nn.Linear, Conv1D)]:
             parent, _, last = name.rpartition(".")
-            new = Meta4bit(old.in_features, old.out_features, bias=old.bias is not None, device="meta", **options)
+            inputs, outputs = old.weight.shape if type(old) is Conv1D else old.weight.shape[::-1]
+            new = Meta4bit(inputs, outputs, bias=old.bias is not None, device="meta", **options)
             setattr(block.get_submodule(parent), last, new)
 
 

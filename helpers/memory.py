@@ -215,7 +215,7 @@ def _configuration(config: PreTrainedConfig | str | Path) -> PreTrainedConfig:
         if not (Path(config) / "config.json").is_file():
             raise ModelError(f"{config}: no config.json there, and no name in MODELS ({', '.join(MODELS)}).")
         config = read_config(config)
-    check_architecture(config, source)
+    check_architecture(config, source, writes=True)
     check_not_quantized(config, source)
     return config
 

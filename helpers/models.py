@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
 
 from .errors import ModelError, OfflineError, ParameterError
@@ -186,12 +187,13 @@ def transformer_blocks(model: nn.Module) -> nn.ModuleList:
     )
 
 
-def check_architecture(config: PreTrainedConfig, source: str | Path) -> None:
+def check_architecture(config: PreTrainedConfig, source: str | Path, *, writes: bool = False) -> None:
     """Refuse a kind of model that cannot go through the notebooks, before its weights are read.
 
     Raises:
-        ModelError: an encoder-decoder, a model of more than text, a mixture of experts, or one whose
-            layers share a block: names the file, the model type, the reason, and a model that works.
+        ModelError: an encoder-decoder, a model of more than text, a mixture of experts, one whose layers
+            share a block, or an encoder where text is to be written (`writes`): names the file, the model
+            type, the reason, and a model that works.
     """
     experts = ("num_experts", "num_local_experts", "n_routed_experts")
     if config.is_encoder_decoder:
@@ -202,6 +204,8 @@ def check_architecture(config: PreTrainedConfig, source: str | Path) -> None:
         reason = "is a mixture of experts, whose weights are no linear layers that LoRA or 4 bits could take"
     elif config.model_type == "albert":
         reason = "has one block for all layers, so none can be trained alone"
+    elif writes and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+        reason = "is an encoder: it reads in both directions, and cannot write"
     else:
         return
     raise ModelError(f"{source}: a model of type {config.model_type!r} {reason}. Use one such as {WORKS}.")
@@ -250,7 +254,7 @@ def _load(
 ) -> tuple[PreTrainedModel, str]:
     """The model of a checked folder, in evaluation mode, and where it came from; random weights if there is a seed."""
     config = read_config(folder)
-    check_architecture(config, f"{folder}/config.json")
+    check_architecture(config, f"{folder}/config.json", writes=kind is AutoModelForCausalLM)
     options = {"config": config, "dtype": dtype, "trust_remote_code": False}
     if quantization is not None:
         if seed is not None:
@@ -280,11 +284,6 @@ def _load(
             f"original model, which is not quantised."
         ) from None
     except (ValueError, KeyError, OSError, RuntimeError) as error:
-        if "Unrecognized configuration class" in str(error):
-            raise ModelError(
-                f"{folder}/config.json: a model of type {config.model_type!r} cannot be loaded as {kind.__name__}. Use "
-                f"one such as {WORKS}."
-            ) from None
         raise ModelError(
             f"{folder}: config.json and the weights do not fit ({_first_line(error)}). Download both again."
         ) from None
@@ -327,8 +326,11 @@ def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the Rust library raises a bare Exception
+        slow = next((file.name for file in folder.glob("*.model")), "")
+        remedy = f"{slow} alone is not read here: take a model with a tokenizer.json." if slow else ""
         raise ModelError(
-            f"{folder}: no readable tokenizer ({_first_line(error)}). Copy the model's tokenizer files there."
+            f"{folder}: no readable tokenizer ({_first_line(error)}). "
+            f"{remedy or 'Copy the tokenizer files of the model there.'}"
         ) from None
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, DataCollatorF
 
 from helpers import choose_machine, fit, generate, load_adapter, load_classifier, load_encoder, load_language_model
 from helpers import memory_bill, save_adapter, transformer_blocks
-from helpers.adapters import check_lora, check_prompt
+from helpers.adapters import check_lora, check_prompt, prompt_shape
 from helpers.measuring import count_parameters, fingerprint
 from helpers.quantization import quantized_layers
 
@@ -88,7 +88,7 @@ def encoder_prompt(folder):
     fresh = lambda: load_encoder(str(folder), quiet=True)[0]
     model, tokenizer = load_encoder(str(folder), quiet=True)
     check_prompt(model, 5, longest_text=48)
-    model = get_peft_model(model, PromptTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=5))
+    model = get_peft_model(model, PromptTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=5, **prompt_shape(model)))
     batch = DataCollatorWithPadding(tokenizer)(rows(tokenizer, answers=False)).to("cpu")
     found = model.train()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
     (found * torch.randn_like(found)).sum().backward()
@@ -126,7 +126,7 @@ def writer_4(folder):
 def writer_prompt(folder, kind=PromptTuningConfig):
     fresh = lambda: load_language_model(str(folder), quiet=True)[0]
     model, tokenizer = load_language_model(str(folder), quiet=True)
-    check_prompt(model, 5, longest_text=48)
+    check_prompt(model, 5, longest_text=48, prefix=kind is PrefixTuningConfig)
     model = get_peft_model(model, kind(task_type="CAUSAL_LM", num_virtual_tokens=5))
     some, pad = rows(tokenizer, answers=True), DataCollatorForSeq2Seq(tokenizer)
     fit(model, some, pad, **TRAINING)

@@ -79,7 +79,8 @@ def check_lora(model: nn.Module, config: LoraConfig) -> None:
         found = find("target_modules", wanted, wanted)
     else:
         found = [module for name in sorted(wanted) for module in find("target_modules", name)]
-    for name in config.modules_to_save or []:
+    heads = ("classifier", "score") if config.task_type in ("SEQ_CLS", "TOKEN_CLS") else ()  # PEFT adds both names
+    for name in set(config.modules_to_save or []).difference(heads):
         find("modules_to_save", name)
     for option in ("rank_pattern", "alpha_pattern"):
         for pattern in getattr(config, option) or {}:  # PEFT passes over one that fits nowhere

@@ -220,7 +220,7 @@ def _configuration(config: PreTrainedConfig | str | Path) -> PreTrainedConfig:
     return config
 
 
-def _is_packed(parameter: nn.Parameter) -> bool:
+def _is_packed(parameter: nn.Parameter | None) -> bool:
     return hasattr(parameter, "quant_type")
 
 
@@ -239,6 +239,10 @@ def _build(
         for parameter in model.parameters():
             if not _is_packed(parameter):
                 parameter.data = parameter.data.float()
+        named = dict(model.named_parameters())
+        for name, parameter in named.items():  # the first forward pass rounds the biases of 4-bit layers
+            if name.endswith(".bias") and _is_packed(named.get(f"{name.removesuffix('bias')}weight")):
+                parameter.data = parameter.data.to(compute)
     if method != "full":
         from peft import LoraConfig, get_peft_model
 

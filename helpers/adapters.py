@@ -268,7 +268,7 @@ def save_adapter(model: PeftModel, folder: str | Path, *, name: str = "default")
     if name not in model.peft_config:
         raise ParameterError(f"name={name!r}: this model has the adapters {', '.join(model.peft_config)}.")
     config = model.peft_config[name]
-    if fault := _cannot_return(model, config):
+    if fault := _cannot_return(config) or _moved_base(model, config):
         raise AdapterError(fault)
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -284,8 +284,8 @@ def save_adapter(model: PeftModel, folder: str | Path, *, name: str = "default")
     return folder
 
 
-def _cannot_return(model: PeftModel, config: PeftConfig) -> str:
-    """Why a saved adapter would not give this model again, and what to do about it; "" if it would."""
+def _cannot_return(config: PeftConfig) -> str:
+    """Why an adapter of this configuration would not give the same model again, and what to do; "" if it would."""
     if config.peft_type not in KINDS:
         return (
             f"peft_type={config.peft_type.value}: only {', '.join(KINDS)} are saved and loaded here. Save with "
@@ -297,6 +297,13 @@ def _cannot_return(model: PeftModel, config: PeftConfig) -> str:
             f"init_lora_weights={start!r} moved a part of the base into the adapter, so it fits no "
             f"base but this one. Convert it with path_initial_model_for_weight_conversion, or merge and save all."
         )
+    if getattr(config, "bias", "none") == "lora_only":
+        return "bias='lora_only': PEFT 0.19 and 0.20 do not save these biases. Use bias='all' or 'none'."
+    return ""
+
+
+def _moved_base(model: PeftModel, config: PeftConfig) -> str:
+    """How the base was changed, so that the adapter would not fit a fresh one; "" if it was not."""
     if any(getattr(module, "merged", False) for module in model.modules()):
         return "an adapter is merged into the base, which is another one now. Call unmerge_adapter() first."
     own = getattr(config, "modules_to_save", None) or ()
@@ -340,6 +347,8 @@ def load_adapter(
 
     folder = Path(folder)
     config, about, tensors = _read(folder, unchecked)
+    if fault := _cannot_return(config):
+        raise AdapterError(f"{folder / CONFIG}: {fault}")
     attached = hasattr(model, "get_base_model")
     if attached and name in model.peft_config:
         raise ParameterError(f"name={name!r}: an adapter of this name is attached already. Choose another name.")
@@ -369,7 +378,10 @@ def load_adapter(
     wrapped = model if attached else get_peft_model(model, config, adapter_name=name)
     own = get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False)
     if fault := _fault(tensors, own):
-        if attached:
+        if attached and config.is_prompt_learning:  # not delete_adapter, which fails for prompts in PEFT 0.19
+            for parts in (wrapped.prompt_encoder, wrapped.peft_config):
+                parts.pop(name)
+        elif attached:
             wrapped.delete_adapter(name)
         elif not config.is_prompt_learning:  # a prompt leaves the base as it is
             wrapped.unload()

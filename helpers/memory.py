@@ -20,14 +20,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen3Config
 from transformers.pytorch_utils import Conv1D
 
 from .errors import DeviceError, ModelError, ParameterError
 from .measuring import count_parameters
-from .models import check_architecture, positions_of, read_config, transformer_blocks
+from .models import WORKS, check_architecture, positions_of, read_config, transformer_blocks
 from .quantization import TYPES, check_not_quantized
 
 GIB = 2**30
@@ -359,6 +359,11 @@ def _kept(model: nn.Module, batch: int, length: int, compute: torch.dtype) -> tu
             seen |= {t.untyped_storage()._cdata: t.untyped_storage() for t in (ids, mask, *parameters)}
             given = {"input_ids": ids, "attention_mask": mask, "labels": ids, "use_cache": False}
             functional_call(model, twins, kwargs=given)
+    except DataDependentOutputException:
+        raise ModelError(
+            f"a model of type {model.config.model_type!r} looks at values on its way, and a bill without weights has "
+            f"none. Use a newer transformers, or a model such as {WORKS}."
+        ) from None
     finally:
         for handle in handles:
             handle.remove()

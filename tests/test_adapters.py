@@ -239,6 +239,7 @@ def test_missing_and_truncated_files_are_refused_by_name(folder, file):
         ("task_type", "CAUSAL_LM", "task_type 'CAUSAL_LM', here: a model of task_type None"),
         ("unknown_key", 1, r"does not know \{'unknown_key': 1\}: written by PEFT .*, this is .*"),
         ("r", 0, "r=0"),
+        ("init_lora_weights", "pissa", "moved a part of the base"),
         ("target_modules", ["query", "nope"], "no module 'nope'"),
     ],
 )
@@ -360,7 +361,6 @@ def biased():
     "options",
     [
         {"bias": "all"},
-        {"bias": "lora_only"},
         {"trainable_token_indices": [3, 31]},
         {"trainable_token_indices": {"embed_tokens": [3, 31]}},
         {"modules_to_save": ["embed_tokens", "model.norm"]},
@@ -420,10 +420,11 @@ def merged():
     [
         (lambda: get_peft_model(base(), IA3Config(target_modules=["key"], feedforward_modules=[])), "peft_type=IA3"),
         (lambda: get_peft_model(base(), AdaLoraConfig(target_modules=TARGETS, total_step=9)), "peft_type=ADALORA"),
+        (lambda: lora(base(), bias="lora_only"), "bias='lora_only'.*Use bias='all'"),
         (unfrozen, r"2 tensors of the base are trained as well, such as backbone\.pooler.*modules_to_save"),
         (merged, "merged into the base.*unmerge_adapter"),
     ],
-    ids=["IA3", "AdaLoRA", "unfrozen", "merged"],
+    ids=["IA3", "AdaLoRA", "some biases", "unfrozen", "merged"],
 )
 def test_what_cannot_come_back_is_not_saved(build, said, tmp_path):
     with pytest.raises(AdapterError, match=said):

@@ -208,7 +208,10 @@ def _check_model(folder: Path) -> None:
     if gap := _gap(folder, "model"):
         pickles = [file.name for file in (*folder.glob("*.bin"), *folder.glob("*.pt"))]
         also = f" ({pickles[0]} is a pickle, which can run code when loaded)" if pickles else ""
-        remedy = _again(folder, "Give a folder with config.json, *.safetensors and tokenizer, all from one download.")
+        remedy = "Give a folder with config.json, *.safetensors and tokenizer, all from one download."
+        if "safetensors" in gap:  # pickles are not fetched, so a folder from the Hub does not show them
+            remedy += " Some models of the Hub, DeBERTa v3's for one, are pickles only: take one with *.safetensors."
+        remedy = _again(folder, remedy)
         raise ModelError(f"{folder}: this is not the folder of a model, or not all of it: {gap}{also}. {remedy}")
     for file in [file for pattern in READ for file in folder.glob(pattern)]:
         with file.open("rb") as stream:

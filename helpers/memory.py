@@ -20,13 +20,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen3Config
+from transformers.pytorch_utils import Conv1D
 
 from .errors import DeviceError, ModelError, ParameterError
 from .measuring import count_parameters
-from .models import positions_of, read_config, transformer_blocks
+from .models import WORKS, check_architecture, positions_of, read_config, transformer_blocks
 from .quantization import TYPES, check_not_quantized
 
 GIB = 2**30
@@ -214,11 +215,12 @@ def _configuration(config: PreTrainedConfig | str | Path) -> PreTrainedConfig:
         if not (Path(config) / "config.json").is_file():
             raise ModelError(f"{config}: no config.json there, and no name in MODELS ({', '.join(MODELS)}).")
         config = read_config(config)
+    check_architecture(config, source, writes=True)
     check_not_quantized(config, source)
     return config
 
 
-def _is_packed(parameter: nn.Parameter) -> bool:
+def _is_packed(parameter: nn.Parameter | None) -> bool:
     return hasattr(parameter, "quant_type")
 
 
@@ -229,7 +231,7 @@ def _build(
     """The model on the meta device, ready to train. Kept, for it takes seconds (and 34 MB for 65 billion weights)."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
-            kind.from_dict(json.loads(config)), dtype=compute, attn_implementation="sdpa", trust_remote_code=False
+            kind.from_dict(json.loads(config)), dtype=compute, trust_remote_code=False
         )
         model.tie_weights()  # transformers 5.0 forgets it on the meta device, and embeddings would count twice
     if method == "qlora":
@@ -237,6 +239,10 @@ def _build(
         for parameter in model.parameters():
             if not _is_packed(parameter):
                 parameter.data = parameter.data.float()
+        named = dict(model.named_parameters())
+        for name, parameter in named.items():  # the first forward pass rounds the biases of 4-bit layers
+            if name.endswith(".bias") and _is_packed(named.get(f"{name.removesuffix('bias')}weight")):
+                parameter.data = parameter.data.to(compute)
     if method != "full":
         from peft import LoraConfig, get_peft_model
 
@@ -263,9 +269,10 @@ def _to_four_bits(model: nn.Module, **options: Any) -> None:
 
     model.is_loaded_in_4bit = True  # what PEFT looks at
     for block in transformer_blocks(model):
-        for name, old in [(n, m) for n, m in block.named_modules() if type(m) is nn.Linear]:
+        for name, old in [(n, m) for n, m in block.named_modules() if type(m) in (nn.Linear, Conv1D)]:
             parent, _, last = name.rpartition(".")
-            new = Meta4bit(old.in_features, old.out_features, bias=old.bias is not None, device="meta", **options)
+            inputs, outputs = old.weight.shape if type(old) is Conv1D else old.weight.shape[::-1]
+            new = Meta4bit(inputs, outputs, bias=old.bias is not None, device="meta", **options)
             setattr(block.get_submodule(parent), last, new)
 
 
@@ -352,6 +359,11 @@ def _kept(model: nn.Module, batch: int, length: int, compute: torch.dtype) -> tu
             seen |= {t.untyped_storage()._cdata: t.untyped_storage() for t in (ids, mask, *parameters)}
             given = {"input_ids": ids, "attention_mask": mask, "labels": ids, "use_cache": False}
             functional_call(model, twins, kwargs=given)
+    except DataDependentOutputException:
+        raise ModelError(
+            f"a model of type {model.config.model_type!r} looks at values on its way, and a bill without weights has "
+            f"none. Use a newer transformers, or a model such as {WORKS}."
+        ) from None
     finally:
         for handle in handles:
             handle.remove()

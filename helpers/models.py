@@ -20,14 +20,16 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
 
 from .errors import ModelError, OfflineError, ParameterError
 from .hub import ENCODER, LANGUAGE_MODEL, find_model
 from .measuring import count_parameters
-from .quantization import check_not_quantized, check_quantization, settle
+from .quantization import check_compute_type, check_not_quantized, check_quantization, quantized_layers, settle
 
 OPEN_LANGUAGE_MODEL = "Qwen/Qwen3-0.6B-Base"  # what "auto" means on a GPU: open, without a licence click
+WORKS = f"{ENCODER} (an encoder) or {OPEN_LANGUAGE_MODEL} (a language model)"
 
 
 def load_encoder(
@@ -49,19 +51,27 @@ def load_encoder(
 
     Returns a model whose output has `last_hidden_state` (batch, tokens, width) and, with
     `output_hidden_states=True`, one such tensor for the embeddings and one a layer; and a tokenizer
-    that pads, with the end token if it has no other: harmless where the mask hides it.
+    that pads, with another special token if it has none for it: harmless where the mask hides it.
 
     Raises:
         ModelError: a file is missing, damaged or not what it should be, config.json and weights do not
-            fit, the tokenizer cannot be read, or the weights are quantised already; names the file.
+            fit, the tokenizer cannot be read or does not fit, the weights are quantised already (each
+            names the file); the architecture cannot go through the notebooks, see `check_architecture`.
         OfflineError: it is nowhere on this machine and the Hub does not answer.
         DeviceError, ParameterError: see `helpers.quantization.check_quantization`.
     """
     folder, source = find_model(name)
     model, source = _load(AutoModel, folder, source, seed if random_weights else None, device, quantization)
     tokenizer = _read_tokenizer(folder)
+    _check_rows(folder, model, tokenizer)
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        spare = [tokenizer.eos_token, tokenizer.unk_token, *tokenizer.all_special_tokens]
+        tokenizer.pad_token = next(filter(None, spare), None)
+        if tokenizer.pad_token is None:
+            raise ModelError(
+                f"{folder}/tokenizer_config.json: no padding token, no end token and no other special token. Name the "
+                f"pad_token with which the model was trained."
+            )
     if not quiet:
         print(f"Encoder {name}: {count_parameters(model).total:,} parameters from {source}")
     return model, tokenizer
@@ -74,6 +84,8 @@ class Classifier(nn.Module):
     `backbone` maps (batch, tokens) to (batch, tokens, width), `head` (batch, width) to (batch, labels);
     `labels` has the labels' names in the order of the head's outputs.
     """
+
+    base_model_prefix = "backbone"  # PEFT asks for it where transformers renames the weights of a checkpoint
 
     def __init__(self, backbone: PreTrainedModel, labels: Sequence[str]) -> None:
         super().__init__()
@@ -170,8 +182,33 @@ def transformer_blocks(model: nn.Module) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return module
     raise ModelError(
-        f"{type(model).__name__}: found no list of {depth} blocks. Use a model made of one stack of transformer blocks."
+        f"{type(model).__name__}: found no list of {depth} blocks. Use a model made of one stack of transformer "
+        f"blocks, such as {WORKS}."
     )
+
+
+def check_architecture(config: PreTrainedConfig, source: str | Path, *, writes: bool = False) -> None:
+    """Refuse a kind of model that cannot go through the notebooks, before its weights are read.
+
+    Raises:
+        ModelError: an encoder-decoder, a model of more than text, a mixture of experts, one whose layers
+            share a block, or an encoder where text is to be written (`writes`): names the file, the model
+            type, the reason, and a model that works.
+    """
+    experts = ("num_experts", "num_local_experts", "n_routed_experts")
+    if config.is_encoder_decoder:
+        reason = "is an encoder-decoder, of two stacks; here one stack is trained"
+    elif config.get_text_config() is not config:
+        reason = "reads more than text, so its configuration is one of several models"
+    elif any(getattr(config, name, None) for name in experts):
+        reason = "is a mixture of experts, whose weights are no linear layers that LoRA or 4 bits could take"
+    elif config.model_type == "albert":
+        reason = "has one block for all layers, so none can be trained alone"
+    elif writes and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+        reason = "is an encoder: it reads in both directions, and cannot write"
+    else:
+        return
+    raise ModelError(f"{source}: a model of type {config.model_type!r} {reason}. Use one such as {WORKS}.")
 
 
 def read_config(folder: str | Path) -> PreTrainedConfig:
@@ -217,12 +254,14 @@ def _load(
 ) -> tuple[PreTrainedModel, str]:
     """The model of a checked folder, in evaluation mode, and where it came from; random weights if there is a seed."""
     config = read_config(folder)
+    check_architecture(config, f"{folder}/config.json", writes=kind is AutoModelForCausalLM)
     options = {"config": config, "dtype": dtype, "trust_remote_code": False}
     if quantization is not None:
         if seed is not None:
             raise ParameterError("random_weights=True with a quantisation: choose one of the two.")
         check_quantization(quantization, device=device)
         check_not_quantized(config, f"{folder}/config.json")
+        check_compute_type(config, quantization)
         options |= {"quantization_config": quantization, "device_map": {"": device}}
         source += f", linear layers in {4 if quantization.load_in_4bit else 8} bits"
     missing = []
@@ -230,12 +269,20 @@ def _load(
         if seed is None:
             with _quietly():
                 model, report = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options)
-            missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
+            pooler = {name for name in report["missing_keys"] if name.startswith("pooler.")}
+            missing = sorted(report["missing_keys"] - pooler)
+            if pooler:
+                model.pooler = None  # nobody uses it, and a random one would be another base at each load
         else:
             source = f"random weights, seed {seed}"
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPU as well
                 model = kind.from_config(**options)
+    except ImportError as error:  # weights that are quantised already, by a library that is not here
+        raise ModelError(
+            f"{folder}: transformers lacks what it needs to read these weights ({_first_line(error)}). Give the "
+            f"original model, which is not quantised."
+        ) from None
     except (ValueError, KeyError, OSError, RuntimeError) as error:
         raise ModelError(
             f"{folder}: config.json and the weights do not fit ({_first_line(error)}). Download both again."
@@ -245,10 +292,16 @@ def _load(
             f"{folder}: the weights lack {len(missing)} tensors of this {type(model).__name__}, such as {missing[0]}, "
             f"which would stay random. Give a complete model, with the config.json that belongs to it."
         )
+    transformer_blocks(model)  # refuse now what a later cell could not take
     if quantization is None:
         model.to(device)
-    else:
+    elif next(quantized_layers(model), None) or quantization.load_in_8bit:
         settle(model)
+    else:
+        raise ModelError(
+            f"{folder}: not one layer of a model of type {config.model_type!r} became 4-bit, for its layers are of a "
+            f"class of its own. Use LoRA without a quantisation, or one such as {WORKS}."
+        )
     return model.eval(), source
 
 
@@ -273,8 +326,11 @@ def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the Rust library raises a bare Exception
+        slow = next((file.name for file in folder.glob("*.model")), "")
+        remedy = f"{slow} alone is not read here: take a model with a tokenizer.json." if slow else ""
         raise ModelError(
-            f"{folder}: no readable tokenizer ({_first_line(error)}). Copy the model's tokenizer files there."
+            f"{folder}: no readable tokenizer ({_first_line(error)}). "
+            f"{remedy or 'Copy the tokenizer files of the model there.'}"
         ) from None
 
 
@@ -282,15 +338,23 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def _check_fit(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """A tokenizer of another model gives wrong words in silence, or an index error in the first batch."""
+def _check_rows(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A tokenizer that is larger than the table of vectors ends in an index error in some batch."""
     rows = model.get_input_embeddings().num_embeddings
-    largest = max(tokenizer.get_vocab().values(), default=-1)
+    named = {getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")}
+    # Markers of another kind of input, such as Gemma 3's for a picture, no text brings about.
+    marks = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special and i not in named}
+    largest = max(set(tokenizer.get_vocab().values()) - marks, default=-1)
     if largest >= rows:
         raise ModelError(
             f"{folder}/tokenizer.json: its largest token id is {largest}, the model has {rows} (0 to {rows - 1}). "
             f"Copy the tokenizer files that belong to these weights."
         )
+
+
+def _check_fit(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A tokenizer of another model gives wrong words in silence, or an index error in the first batch."""
+    _check_rows(folder, model, tokenizer)
     stated = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("eos_token_id")
     expected = [stated] if isinstance(stated, int) else stated or []  # silence in config.json says nothing
     also = model.generation_config.eos_token_id
@@ -312,4 +376,18 @@ def _pad_with_own_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
             tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
             if tokenizer.pad_token_id >= model.get_input_embeddings().num_embeddings:
                 model.resize_token_embeddings(tokenizer.pad_token_id + 1, mean_resizing=False)
+                _settle_last_row(model)
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
+@torch.no_grad()
+def _settle_last_row(model: PreTrainedModel) -> None:
+    """Make a new row the mean of the others: the same at each load, and never the likeliest token.
+
+    transformers draws it at random, which is another base each time. Zeros would be likeliest where
+    all logits are negative, as GPT-2's. In float64, so that every machine rounds to the same.
+    """
+    for layer in {model.get_input_embeddings(), model.get_output_embeddings()} - {None}:
+        for table in layer.parameters():  # the weight, and the bias of an output
+            parts = [part.double().sum(0) for part in table[:-1].cpu().split(4096)]
+            table[-1] = torch.stack(parts).sum(0) / (len(table) - 1)

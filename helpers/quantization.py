@@ -47,6 +47,16 @@ def check_quantization(config: BitsAndBytesConfig, *, device: str = "cpu") -> No
         )
 
 
+def check_compute_type(config: PreTrainedConfig, quantization: BitsAndBytesConfig) -> None:
+    """Raise `ParameterError` where a model's code overflows in the type that 4-bit layers compute in."""
+    compute = quantization.bnb_4bit_compute_dtype
+    if quantization.load_in_4bit and config.model_type.startswith("deberta") and compute != torch.float32:
+        raise ParameterError(
+            f"bnb_4bit_compute_dtype={compute}: over 4-bit layers the mask of a {config.model_type} model overflows in "
+            f"16 bits. Use torch.float32 here, and choose_machine(precision='float32')."
+        )
+
+
 def check_not_quantized(config: PreTrainedConfig, source: str) -> None:
     """Raise `ModelError` if these weights are quantised already: quantising twice would only add error."""
     already = getattr(config, "quantization_config", None)

@@ -6,9 +6,30 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
+from peft import (
+    AdaLoraConfig,
+    IA3Config,
+    LoraConfig,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, RobertaConfig
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    Lfm2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    RobertaConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from helpers import adapters
 from helpers.adapters import CONFIG, TRAINED_ON, WEIGHTS, check_lora, check_prompt, load_adapter, save_adapter
@@ -216,8 +237,9 @@ def test_missing_and_truncated_files_are_refused_by_name(folder, file):
         ("peft_type", "NOPE", "NOPE"),
         ("peft_type", "IA3", "not one of ours"),
         ("task_type", "CAUSAL_LM", "task_type 'CAUSAL_LM', here: a model of task_type None"),
-        ("unknown_key", 1, "damaged"),
+        ("unknown_key", 1, r"does not know \{'unknown_key': 1\}: written by PEFT .*, this is .*"),
         ("r", 0, "r=0"),
+        ("init_lora_weights", "pissa", "moved a part of the base"),
         ("target_modules", ["query", "nope"], "no module 'nope'"),
     ],
 )
@@ -241,7 +263,18 @@ def test_what_would_not_fit_again_is_not_saved(trained, tmp_path):
     [
         ({"r": 0}, "r=0"),
         ({"r": 17}, r"r=17: .*query is a matrix of 16 x 16.*above 16"),
+        ({"r": "8"}, "r='8': expected a whole number"),
+        ({"rank_pattern": {"query": 17}}, r"r=17: .*query is a matrix of 16 x 16.*above 16"),
+        ({"rank_pattern": {"query": 0}}, r"rank_pattern\['query'\]=0: expected a whole number"),
+        ({"rank_pattern": {"nope": 4}}, "rank_pattern: this model has no module 'nope'"),
+        (
+            {"alpha_pattern": {"layer.1.*query": "8"}},
+            r"alpha_pattern\['layer.1.\*query'\]='8': expected a number above 0",
+        ),
         ({"lora_alpha": 0}, "lora_alpha=0.*nothing would be learned"),
+        ({"lora_alpha": "16"}, "lora_alpha='16': expected a number"),
+        ({"lora_dropout": 1.0}, "lora_dropout=1.0: expected a number from 0 to below 1"),
+        ({"lora_dropout": "0.1"}, "lora_dropout='0.1'"),
         ({"target_modules": ["query", "qeury"]}, "no module 'qeury'.*dense, head, key, query, value"),
         ({"target_modules": r".*\.nope"}, r"no module '\.\*\\\\\.nope'"),
         ({"modules_to_save": ["classifier"]}, "no module 'classifier'"),
@@ -258,6 +291,7 @@ def test_settings_that_cannot_work_are_refused(options, said):
 def test_settings_that_work_pass():
     check_lora(base(), LoraConfig(r=16, lora_alpha=1, target_modules=TARGETS, modules_to_save=["head"]))
     check_lora(base(), LoraConfig(r=3, target_modules=r".*layer\.1\..*query"))
+    check_lora(base(), LoraConfig(r=64, target_modules=TARGETS, rank_pattern={"query": 2, "value": 16}))
 
 
 # ---------------------------------------------------------------- prompts
@@ -313,3 +347,162 @@ def test_positions_that_count_from_two_are_known():
     check_prompt(config, 12, longest_text=500)
     with pytest.raises(ParameterError, match="roberta model has 512 positions"):
         check_prompt(config, 13, longest_text=500)
+
+
+# ---------------------------------------------------------------- what an adapter trains beside LoRA
+
+
+def biased():
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(hidden_size=16, attention_bias=True, **SHAPE)).eval()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bias": "all"},
+        {"trainable_token_indices": [3, 31]},
+        {"trainable_token_indices": {"embed_tokens": [3, 31]}},
+        {"modules_to_save": ["embed_tokens", "model.norm"]},
+        {"use_dora": True},
+        {"target_modules": ["embed_tokens", "q_proj"]},
+    ],
+    ids=str,
+)
+def test_what_an_adapter_trains_is_not_the_base(tmp_path, options):
+    """Biases, tokens, modules: saved with the adapter, and left out of the fingerprint."""
+    model = lora(
+        biased(), **{"target_modules": ["q_proj"], "task_type": "CAUSAL_LM", "modules_to_save": None} | options
+    )
+    folder = save_adapter(model, tmp_path / "adapter")
+    assert torch.equal(output(load_adapter(biased(), folder)), output(model))
+    other = biased()
+    other.model.layers[1].mlp.up_proj.weight.data[0, 0] += 1
+    with pytest.raises(AdapterError, match="another base of the same shape"):
+        load_adapter(other, folder)
+
+
+def test_new_tokens_may_begin_at_random(tmp_path):
+    """Rows that the adapter trains are not the base; the other rows are."""
+
+    def grown(seed):
+        model = biased()
+        model.resize_token_embeddings(34, mean_resizing=False)
+        torch.manual_seed(seed)
+        model.get_input_embeddings().weight.data[32:].normal_()
+        model.lm_head.weight.data[32:] = 0
+        return model
+
+    options = {"target_modules": ["q_proj"], "task_type": "CAUSAL_LM", "modules_to_save": None}
+    model = lora(grown(1), trainable_token_indices=[32, 33], **options)
+    folder = save_adapter(model, tmp_path / "adapter")
+    assert torch.equal(output(load_adapter(grown(2), folder)), output(model))
+    other = grown(1)
+    other.get_input_embeddings().weight.data[31] += 1
+    with pytest.raises(AdapterError, match="another base of the same shape"):
+        load_adapter(other, folder)
+
+
+def unfrozen():
+    model = lora(base())
+    model.base_model.model.backbone.pooler.requires_grad_(True)
+    return model
+
+
+def merged():
+    model = lora(base())
+    model.merge_adapter()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (lambda: get_peft_model(base(), IA3Config(target_modules=["key"], feedforward_modules=[])), "peft_type=IA3"),
+        (lambda: get_peft_model(base(), AdaLoraConfig(target_modules=TARGETS, total_step=9)), "peft_type=ADALORA"),
+        (lambda: lora(base(), bias="lora_only"), "bias='lora_only'.*Use bias='all'"),
+        (unfrozen, r"2 tensors of the base are trained as well, such as backbone\.pooler.*modules_to_save"),
+        (merged, "merged into the base.*unmerge_adapter"),
+    ],
+    ids=["IA3", "AdaLoRA", "some biases", "unfrozen", "merged"],
+)
+def test_what_cannot_come_back_is_not_saved(build, said, tmp_path):
+    with pytest.raises(AdapterError, match=said):
+        save_adapter(build(), tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+# ---------------------------------------------------------------- other versions, and PEFT alone
+
+
+def test_empty_keys_of_a_newer_version_are_left_out_with_a_note(trained, folder, capsys):
+    path = folder / CONFIG
+    empty = {"new_none": None, "new_no": False, "new_list": [], "new_map": {}, "new_text": ""}
+    path.write_text(json.dumps(json.loads(path.read_text()) | empty | {"peft_version": "9.9.9"}))
+    assert torch.equal(output(load_adapter(base(), folder)), output(trained))
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) == 1 and all(key in said for key in empty) and "9.9.9" in said
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"new_number": 0}))
+    with pytest.raises(AdapterError, match=r"\{'new_number': 0\}: written by PEFT 9\.9\.9, this is \d"):
+        load_adapter(base(), folder)
+
+
+def test_an_adapter_that_peft_wrote_is_accepted_when_asked_for(trained, tmp_path, capsys):
+    trained.save_pretrained(tmp_path)
+    with pytest.raises(AdapterError, match=rf"{TRAINED_ON}: no such file.*unchecked=True"):
+        load_adapter(base(), tmp_path)
+    assert torch.equal(output(load_adapter(base(), tmp_path, unchecked=True)), output(trained))
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) == 1 and "nothing says which base and labels" in said
+    with pytest.raises(AdapterError, match="no module"):
+        load_adapter(writer(), save_config(tmp_path, task_type="CAUSAL_LM"), unchecked=True)
+    with pytest.raises(AdapterError, match="another base of the same shape"):
+        load_adapter(base(1), save_adapter(trained, tmp_path / "ours"), unchecked=True)
+
+
+def save_config(folder, **values):
+    path = folder / CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    return folder
+
+
+HEADS = {
+    "SEQ_CLS": (BertForSequenceClassification, BertConfig, {"hidden_size": 16, **SHAPE}),
+    "TOKEN_CLS": (BertForTokenClassification, BertConfig, {"hidden_size": 16, **SHAPE}),
+    "SEQ_2_SEQ_LM": (
+        T5ForConditionalGeneration,
+        T5Config,
+        {"d_model": 16, "d_ff": 24, "num_layers": 2, "num_heads": 2},
+    ),
+}
+
+
+@pytest.mark.parametrize("task_type", HEADS)
+def test_other_task_types_fit_their_models(task_type, tmp_path):
+    kind, config, shape = HEADS[task_type]
+
+    def fresh():
+        torch.manual_seed(0)
+        return kind(config(**({"vocab_size": 32, "d_kv": 8, "decoder_start_token_id": 0} | shape))).eval()
+
+    targets = ["q", "v"] if "T5" in kind.__name__ else TARGETS
+    options = {"task_type": task_type, "target_modules": targets, "modules_to_save": None}
+    model = lora(fresh(), **options)
+    loaded = load_adapter(fresh(), save_adapter(model, tmp_path / "adapter"))
+    more = {"labels": IDS} if "T5" in kind.__name__ else {}
+    with torch.no_grad():
+        one, other = (m(input_ids=IDS, attention_mask=MASK, **more).logits for m in (model, loaded))
+    assert torch.equal(one, other)
+    with pytest.raises(ParameterError, match=f"task_type='{task_type}': this Classifier needs None"):
+        lora(base(), **options)
+
+
+# ---------------------------------------------------------------- prompts of other shapes
+
+
+def test_a_prefix_is_refused_where_no_keys_can_be_given():
+    with pytest.raises(ParameterError, match=r"distilbert model takes no past keys.*soft prompt"):
+        check_prompt(DistilBertModel(DistilBertConfig(dim=16, hidden_dim=24, n_layers=1, n_heads=2)), 3, prefix=True)
+    check_prompt(base().backbone, 3, prefix=True)
+    with pytest.raises(ParameterError, match=r"layers without keys and values \(conv\)"):
+        check_prompt(Lfm2Config(num_hidden_layers=2, layer_types=["conv", "full_attention"]), 3, prefix=True)

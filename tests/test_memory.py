@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Gemma2Config, GPT2Config, LlamaConfig, Qwen3Config
 
 from helpers import memory
 from helpers.errors import DeviceError, ModelError, ParameterError
@@ -20,6 +20,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*")
 SMALL = {"hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 3, "num_attention_heads": 4}
 SMALL |= {"num_key_value_heads": 2, "vocab_size": 1000, "max_position_embeddings": 256}
 LLAMA = LlamaConfig(**SMALL)
+GPT2 = GPT2Config(n_embd=128, n_layer=3, n_head=4, n_positions=256, vocab_size=1000)  # Conv1D, not linear layers
+GEMMA = Gemma2Config(**SMALL, head_dim=32)  # has no fused attention
 QWEN = Qwen3Config(**SMALL, head_dim=32, tie_word_embeddings=True)
 
 
@@ -38,6 +40,10 @@ SETTINGS = [
     (LLAMA, dict(method="qlora", batch=1, length=256, targets=["q_proj", "v_proj"], quantization="fp4")),
     (LLAMA, dict(method="qlora", batch=4, length=64, gradient_checkpointing=True)),
     (QWEN, dict(method="qlora", batch=2, length=96, gradient_checkpointing=True, precision="float32")),
+    (GPT2, dict(method="full", batch=2, length=64, precision="float32")),
+    (GPT2, dict(method="qlora", batch=2, length=64)),
+    (GEMMA, dict(method="lora", batch=2, length=64)),
+    (GEMMA, dict(method="qlora", batch=2, length=64, precision="float32")),
 ]
 
 

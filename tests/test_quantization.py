@@ -8,14 +8,14 @@ import torch
 from cards import fake_cuda
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.bnb import Linear4bit
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, DebertaV2Config
 
 from helpers.adapters import check_lora, load_adapter, save_adapter
 from helpers.errors import AdapterError, DeviceError, ModelError, ParameterError
 from helpers.hub import LANGUAGE_MODEL
 from helpers.measuring import count_parameters, fingerprint, quantization_constants
 from helpers.models import load_classifier, load_encoder, load_language_model
-from helpers.quantization import check_quantization, quantized_layers
+from helpers.quantization import check_compute_type, check_quantization, quantized_layers
 
 logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
 
@@ -60,6 +60,14 @@ def test_linear_layers_are_packed_and_truly_counted():
     stored = sum(layer.weight.nbytes for layer in layers.values()) + sum(c.nbytes for c in constants)
     assert 0.25 < stored / (2 * weights) < 0.30
     assert packed.get_input_embeddings().weight.dtype == torch.float32
+
+
+def test_deberta_is_refused_in_16_bits_by_name():
+    """Under autocast its mask overflows over 4-bit layers, with a bare RuntimeError in the first batch."""
+    config = DebertaV2Config()
+    check_compute_type(config, four_bits())
+    with pytest.raises(ParameterError, match=r"bfloat16: .*deberta-v2.*torch\.float32.*precision='float32'"):
+        check_compute_type(config, four_bits(bnb_4bit_compute_dtype=torch.bfloat16))
 
 
 def test_the_head_and_the_tied_output_stay_as_they_are():

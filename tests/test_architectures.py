@@ -1,0 +1,215 @@
+"""Each architecture through what the notebooks do, or refused by name; `docs/architectures.md` is this table."""
+
+import copy
+import gc
+import logging
+import re
+from functools import partial
+
+import pytest
+import tiny
+import torch
+import transformers
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model, prepare_model_for_kbit_training
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, DataCollatorForSeq2Seq, DataCollatorWithPadding
+
+from helpers import (
+    choose_machine,
+    fingerprint,
+    fit,
+    generate,
+    load_adapter,
+    load_classifier,
+    load_encoder,
+    load_language_model,
+    memory_bill,
+    save_adapter,
+    transformer_blocks,
+)
+from helpers.adapters import check_lora, check_prompt, prompt_shape
+from helpers.errors import TutorialError
+from helpers.quantization import quantized_layers
+from tools import architectures
+
+logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+MACHINE = choose_machine(device="cpu", precision="float32")
+LABELS = ["ask", "complain"]
+FOUR_BITS = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+# Three steps: the first has a rate of zero, the second moves the head, and the third what lies below it.
+TRAINING = {"steps": 3, "rate": 1e-2, "batch": 3, "machine": MACHINE}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen():
+    """Trainer collects garbage each time: most of a second, unless what was imported is left out."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory):
+    made = {}
+    return lambda model: made.setdefault(model.name, model.write(tmp_path_factory.mktemp("model")))
+
+
+def rows(tokenizer, *, writes):
+    """The texts; their answers are the texts themselves, or labels."""
+    ids = [tokenizer(text, truncation=True, max_length=48)["input_ids"] for text in tiny.TEXTS]
+    answers = ids if writes else [number % 2 for number in range(len(ids))]
+    return [{"input_ids": i, "attention_mask": [1] * len(i), "labels": answer} for i, answer in zip(ids, answers)]
+
+
+@torch.no_grad()
+def difference(one, other, batch):
+    """The largest, of logits or of hidden states at the places of the text."""
+    found = [
+        model.eval()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]) for model in (one, other)
+    ]
+    found = [out.logits if "logits" in out else out.last_hidden_state for out in found]
+    if found[0].ndim == 3:
+        found = [out[:, -batch["input_ids"].shape[1] :] for out in found]
+    return (found[0] - found[1]).abs().max().item()
+
+
+def comes_back(model, fresh, folder, batch):
+    """Saved and loaded onto a fresh base without a difference, all that could be trained is, and merging fits."""
+    asleep = [name for name, p in model.named_parameters() if "lora_B" in name and not p.any()]
+    assert not asleep, f"not trained: {asleep}"
+    assert difference(model, fresh(), batch) > 1e-5, "nothing was learned"
+    loaded = load_adapter(fresh(), save_adapter(model, folder / "adapter"))
+    assert difference(model, loaded, batch) == 0.0
+    if hasattr(loaded, "merge_and_unload") and not any(quantized_layers(loaded)):
+        assert difference(model, copy.deepcopy(loaded).merge_and_unload(), batch) < 1e-4
+
+
+# ---------------------------------------------------------------- what the notebooks do
+
+
+def classify(folder, quantization=None):
+    """Notebooks 1 to 3: the encoder, its blocks, a classifier, LoRA under a trained head."""
+
+    def fresh():
+        return load_classifier(str(folder), LABELS, quantization=quantization)
+
+    backbone, tokenizer = load_encoder(str(folder), quantization=quantization, quiet=True)
+    model = fresh()
+    assert len(transformer_blocks(backbone)) == 2
+    assert fingerprint(model.backbone) == fingerprint(backbone)
+    linear = [n for n, m in model.backbone.named_modules() if "Linear" in type(m).__name__ or "Conv1D" in str(type(m))]
+    linear = [name for name in linear if "pooler" not in name]
+    assert quantization is None or len(list(quantized_layers(model))) >= len(linear)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=linear, modules_to_save=["head"])
+    check_lora(model, config)
+    model = get_peft_model(model, config)
+    some, pad = rows(tokenizer, writes=False), DataCollatorWithPadding(tokenizer)
+    fit(model, some, pad, **TRAINING)
+    comes_back(model, fresh, folder, pad(some))
+
+
+def write(folder, quantization=None):
+    """Notebooks 2 and 3: the language model, LoRA in all linear layers, what it writes."""
+
+    def fresh():
+        return load_language_model(str(folder), quantization=quantization, quiet=True)[0]
+
+    model, tokenizer = load_language_model(str(folder), quantization=quantization, quiet=True)
+    assert len(transformer_blocks(model)) == 2 and fingerprint(model) == fingerprint(fresh())
+    if quantization is not None:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    check_lora(model, config)
+    learns(get_peft_model(model, config), tokenizer, fresh, folder)
+
+
+def learns(model, tokenizer, fresh, folder):
+    some, pad = rows(tokenizer, writes=True), DataCollatorForSeq2Seq(tokenizer)
+    fit(model, some, pad, **TRAINING)
+    assert len(generate(model, tokenizer, tiny.TEXTS[:3], machine=MACHINE, new_tokens=3)) == 3
+    comes_back(model, fresh, folder, pad(some))
+
+
+def prompt_encoder(folder):
+    """Notebook 4: a soft prompt before an encoder."""
+
+    def fresh():
+        return load_encoder(str(folder), quiet=True)[0]
+
+    model, tokenizer = load_encoder(str(folder), quiet=True)
+    check_prompt(model, 5, longest_text=48)
+    config = PromptTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=5, **prompt_shape(model))
+    model = get_peft_model(model, config)
+    batch = DataCollatorWithPadding(tokenizer)(rows(tokenizer, writes=False))
+    hidden = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+    hidden.square().mul(torch.arange(hidden.shape[-1])).sum().backward()
+    assert model.prompt_encoder["default"].embedding.weight.grad.any()
+    comes_back(model, fresh, folder, batch)
+
+
+def prompt_writer(folder, kind):
+    """Notebook 4: a soft prompt, or a prefix, before a language model."""
+
+    def fresh():
+        return load_language_model(str(folder), quiet=True)[0]
+
+    model, tokenizer = load_language_model(str(folder), quiet=True)
+    prefix = kind is PrefixTuningConfig
+    check_prompt(model, 5, longest_text=48, prefix=prefix)
+    shape = {} if prefix else prompt_shape(model)
+    model = get_peft_model(model, kind(task_type="CAUSAL_LM", num_virtual_tokens=5, **shape))
+    learns(model, tokenizer, fresh, folder)
+
+
+def bill(folder):
+    """Notebook 3: to the byte the weights that transformers loads; a row for padding is not in it."""
+    for method, quantization in (("lora", None), ("qlora", FOUR_BITS)):
+        found = memory_bill(folder, method=method, batch=2, length=32, rank=4, precision="float32")
+        model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=quantization)
+        if quantization is not None:
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        assert found.weights == sum(p.nbytes for p in model.parameters())
+        assert found.activations > 0 and found.adapters > 0
+
+
+RUNS = {
+    "Encoders": [classify, partial(classify, quantization=FOUR_BITS), prompt_encoder],
+    "Language models": [
+        write,
+        partial(write, quantization=FOUR_BITS),
+        partial(prompt_writer, kind=PromptTuningConfig),
+        partial(prompt_writer, kind=PrefixTuningConfig),
+        bill,
+        classify,
+    ],
+}
+CASES = [
+    pytest.param(model, trial, run, id=f"{model.name}-{trial}")
+    for title, (models, trials) in tiny.TRIALS.items()
+    for model in models
+    for trial, run in zip(trials, RUNS[title], strict=True)
+]
+
+
+@pytest.mark.parametrize(("model", "trial", "run"), CASES)
+def test_it_works_or_is_refused_by_name(model, trial, run, folder_of):
+    if not hasattr(transformers, f"{model.config}Config"):
+        pytest.skip(f"transformers {transformers.__version__} has no {model.config}")
+    reason = model.why_not(trial)
+    if reason is None:
+        run(folder_of(model))
+    else:
+        with pytest.raises(TutorialError, match=re.escape(reason)) as refused:
+            run(folder_of(model))
+        assert re.search(r"model of type '\w+'|a \w+ model", str(refused.value)) and "Use " in str(refused.value)
+
+
+@pytest.mark.parametrize(("name", "change", "said"), tiny.FOLDERS.values(), ids=list(tiny.FOLDERS))
+def test_folders_that_cannot_work_are_refused(name, change, said, tmp_path):
+    change(next(model for model in tiny.ENCODERS + tiny.DECODERS if model.name == name).write(tmp_path))
+    with pytest.raises(TutorialError, match=re.escape(said)):
+        load_encoder(str(tmp_path), quiet=True)
+
+
+def test_the_page_is_this_table():
+    assert architectures.PAGE.read_text(encoding="utf-8") == architectures.page(), "make architectures"

@@ -1,0 +1,201 @@
+"""Tiny models with random weights in the Hub's layout, one line an architecture: no network, a second each."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+TEXTS = [
+    "How do I reset the password of my card?",
+    "The parcel has not arrived, where is it?",
+    "def add(one, two): return the sum of both numbers",
+    "Please cancel the order and send the money back.",
+    "My card was charged twice in another country.",
+    "Which documents do I need for a new passport?",
+]
+WORDS = 300  # entries of each vocabulary, special tokens included: every byte, and some merges
+
+# The special tokens of each family as its tokenizer_config.json names them. GPT-2, Llama 3, SmolLM, Phi: no padding.
+BERT = {"unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "mask": "[MASK]"}
+ROBERTA = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "cls": "<s>", "sep": "</s>", "pad": "<pad>", "mask": "<mask>"}
+GPT2 = {"bos": "<|endoftext|>", "eos": "<|endoftext|>", "unk": "<|endoftext|>"}
+LLAMA2 = {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}
+LLAMA3 = {"bos": "<|begin_of_text|>", "eos": "<|end_of_text|>"}
+QWEN = {"eos": "<|endoftext|>", "pad": "<|endoftext|>"}
+GEMMA = {"bos": "<bos>", "eos": "<eos>", "unk": "<unk>", "pad": "<pad>"}
+OPT = {"bos": "</s>", "eos": "</s>", "unk": "</s>", "pad": "<pad>"}
+OLMO = {"eos": "<|endoftext|>", "pad": "<|pad|>"}
+
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+GROUPED = SIZES | {"num_key_value_heads": 1, "head_dim": 16}
+XL = SIZES | {"max_position_embeddings": 130}  # RoBERTa counts its positions from 2
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """An architecture: its configuration, the class whose checkpoint the Hub has, its tokenizer, and what is refused.
+
+    `spare` are rows of the table beyond the vocabulary; `refused` has the reason by trial, "" for all.
+    """
+
+    name: str
+    config: str
+    kind: str
+    tokens: dict
+    sizes: dict
+    spare: int = 0
+    refused: dict = field(default_factory=dict)
+
+    def why_not(self, trial: str) -> str | None:
+        """The words with which a trial is refused, or None if it works."""
+        return self.refused.get(trial, self.refused.get(""))
+
+    def write(self, folder: Path) -> Path:
+        """Write config.json, model.safetensors, tokenizer.json and tokenizer_config.json."""
+        tokenizer = _tokenizer(self.tokens)
+        if self.spare < 0:
+            tokenizer.add_tokens(["<picture>"], special_tokens=True)  # as in Gemma 3: beyond the table
+        tokenizer.save_pretrained(folder)
+        names = ("bos", "eos", "pad", "cls", "sep", "mask")
+        ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in names}
+        sizes = {"vocab_size": len(tokenizer) + self.spare, **ids, **self.sizes}
+        torch.manual_seed(0)
+        config = getattr(transformers, f"{self.config}Config")(**sizes)
+        model = getattr(transformers, f"AutoModel{self.kind}").from_config(config)
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):  # zeros hide one that is lost or rounded
+                parameter.data.normal_(std=0.02)
+        model.save_pretrained(folder, max_shard_size="60KB" if "sharded" in self.name else "5GB")
+        return folder
+
+
+def _tokenizer(tokens: dict, words: int = WORDS) -> PreTrainedTokenizerFast:
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=words,
+        special_tokens=list(dict.fromkeys(tokens.values())),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator(TEXTS, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, model_max_length=128, **{f"{kind}_token": token for kind, token in tokens.items()}
+    )
+
+
+def edit(file: Path, **values: object) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **values}))
+
+
+_DISTIL = {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 2}
+_DEBERTA = SIZES | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16}
+_DEBERTA |= {"norm_rel_ebd": "layer_norm", "share_att_key": True, "position_biased_input": False}
+_MODERN = SIZES | {"global_attn_every_n_layers": 2, "local_attention": 16}
+_MOBILE = SIZES | {"embedding_size": 16, "intra_bottleneck_size": 16}
+_T5 = {"d_model": 32, "d_ff": 48, "num_layers": 2, "num_heads": 2, "d_kv": 16}
+_BART = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+_BART |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+_GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128}
+_NEO = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]]}
+_TIED = GROUPED | {"tie_word_embeddings": True}
+_GEMMA = GROUPED | {"sliding_window": 16}
+_MOE = GROUPED | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_HYBRID = GROUPED | {"linear_num_key_heads": 4, "linear_num_value_heads": 4, "linear_key_head_dim": 16}
+_HYBRID |= {"linear_value_head_dim": 16, "layer_types": ["linear_attention", "full_attention"]}
+_PICTURES = SIZES | {"image_size": 28, "patch_size": 14}
+_GEMMA3 = {"text_config": _GEMMA | {"vocab_size": WORDS}, "vision_config": _PICTURES, "mm_tokens_per_image": 4}
+
+STACKS = {"": "is an encoder-decoder"}
+NO_KEYS = {"prefix": "has layers without keys and values"}
+_READER = dict.fromkeys(("LoRA", "4 bits", "soft prompt", "prefix", "bill"), "is an encoder")
+_FALCON = {"4 bits": "not one layer of a model of type 'falcon' became 4-bit", "prefix": "shares one key between"}
+
+ENCODERS = [
+    Tiny("bert", "Bert", "", BERT, SIZES),
+    Tiny("bert without pooler", "Bert", "ForMaskedLM", BERT, SIZES),
+    Tiny("distilbert", "DistilBert", "ForMaskedLM", BERT, _DISTIL),
+    Tiny("roberta", "Roberta", "ForMaskedLM", ROBERTA, XL),
+    Tiny("xlm-roberta", "XLMRoberta", "ForMaskedLM", ROBERTA, XL),
+    Tiny("camembert", "Camembert", "ForMaskedLM", ROBERTA, XL),
+    Tiny("electra small", "Electra", "ForPreTraining", BERT, SIZES | {"embedding_size": 16}),
+    Tiny("electra base", "Electra", "ForPreTraining", BERT, SIZES | {"embedding_size": 32}),
+    Tiny("mpnet", "MPNet", "", ROBERTA, XL),
+    Tiny("deberta-v2, v3", "DebertaV2", "", BERT, _DEBERTA),
+    Tiny("modernbert", "ModernBert", "ForMaskedLM", BERT, _MODERN),
+    Tiny("eurobert", "EuroBert", "ForMaskedLM", LLAMA3 | {"pad": "<|pad|>", "mask": "<|mask|>"}, GROUPED),
+    Tiny("nomic-bert", "NomicBert", "", BERT, SIZES),
+    Tiny("mobilebert", "MobileBert", "", BERT, _MOBILE),
+    Tiny("albert", "Albert", "", BERT, SIZES | {"embedding_size": 16}, refused={"": "has one block for all layers"}),
+    Tiny("t5", "T5", "ForSeq2SeqLM", GEMMA, _T5, refused=STACKS),
+    Tiny("bart", "Bart", "", ROBERTA, _BART, refused=STACKS),
+]
+DECODERS = [
+    Tiny("gpt2", "GPT2", "ForCausalLM", GPT2, _GPT2),
+    Tiny("gpt-neox", "GPTNeoX", "ForCausalLM", GPT2, SIZES, spare=20),
+    Tiny("opt", "OPT", "ForCausalLM", OPT, SIZES | {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+    Tiny("llama 2", "Llama", "ForCausalLM", LLAMA2, SIZES),
+    Tiny("llama 3", "Llama", "ForCausalLM", LLAMA3, GROUPED),
+    Tiny("mistral", "Mistral", "ForCausalLM", LLAMA2, GROUPED),
+    Tiny("qwen2, qwen2.5", "Qwen2", "ForCausalLM", QWEN, _TIED, spare=20),
+    Tiny("qwen3", "Qwen3", "ForCausalLM", QWEN, _TIED | {"head_dim": 24}, spare=20),
+    Tiny("qwen3, sharded", "Qwen3", "ForCausalLM", QWEN, GROUPED, spare=20),
+    Tiny("phi", "Phi", "ForCausalLM", GPT2, SIZES, spare=20),
+    Tiny("phi3", "Phi3", "ForCausalLM", LLAMA2 | {"pad": "</s>"}, SIZES, spare=20),
+    Tiny("gemma2", "Gemma2", "ForCausalLM", GEMMA, _GEMMA),
+    Tiny("gemma3, text", "Gemma3Text", "ForCausalLM", GEMMA, _GEMMA, spare=-1),
+    Tiny("smollm2", "Llama", "ForCausalLM", GPT2, _TIED),
+    Tiny("smollm3", "SmolLM3", "ForCausalLM", LLAMA3, GROUPED),
+    Tiny("olmo2", "Olmo2", "ForCausalLM", OLMO, SIZES, spare=20),
+    Tiny("bloom", "Bloom", "ForCausalLM", GEMMA, {"hidden_size": 32, "n_layer": 2, "n_head": 2}, spare=20),
+    Tiny("falcon", "Falcon", "ForCausalLM", GPT2, SIZES | {"bias": True}, spare=20, refused=_FALCON),
+    Tiny("gpt-neo", "GPTNeo", "ForCausalLM", GPT2, _NEO),
+    Tiny("qwen3.5, text", "Qwen3_5Text", "ForCausalLM", QWEN, _HYBRID, spare=20, refused=NO_KEYS),
+    Tiny("lfm2", "Lfm2", "ForCausalLM", GEMMA, GROUPED | {"layer_types": ["conv", "full_attention"]}, refused=NO_KEYS),
+    Tiny("qwen3-moe", "Qwen3Moe", "ForCausalLM", QWEN, _MOE, spare=20, refused={"": "is a mixture of experts"}),
+    Tiny("gemma3", "Gemma3", "ForImageTextToText", GEMMA, _GEMMA3, refused={"": "reads more than text"}),
+    Tiny("roberta as a writer", "Roberta", "ForMaskedLM", ROBERTA, XL, refused=_READER),
+]
+
+TRIALS = {
+    "Encoders": (ENCODERS, ("LoRA", "4 bits", "soft prompt")),
+    "Language models": (DECODERS, ("LoRA", "4 bits", "soft prompt", "prefix", "bill", "as an encoder")),
+}
+
+
+def _pickle(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def _slow(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "spm.model").write_bytes(b"\n\x0e\n\x05<unk>")
+
+
+def _packed(method: str) -> Callable[[Path], None]:
+    about = {"quant_method": method, "bits": 4, "group_size": 128}
+    return lambda folder: edit(folder / "config.json", quantization_config=about)
+
+
+def _without(*tokens: str) -> Callable[[Path], None]:
+    return lambda folder: edit(folder / "tokenizer_config.json", **{f"{token}_token": None for token in tokens})
+
+
+def _larger(folder: Path) -> None:
+    _tokenizer(BERT, WORDS + 10).save_pretrained(folder)
+
+
+# Folders that are refused: the architecture, what was done to it, and the words of the error.
+FOLDERS = {
+    "a pickle and no safetensors": ("roberta", _pickle, "is a pickle, which can run code"),
+    "no tokenizer.json, only a SentencePiece file": ("camembert", _slow, "spm.model alone is not read here"),
+    "weights packed by GPTQ": ("llama 2", _packed("gptq"), "Give the original model"),
+    "weights packed by AWQ": ("llama 2", _packed("awq"), "Give the original model"),
+    "no padding, end or other special token": ("llama 2", _without("bos", "eos", "unk"), "no other special token"),
+    "a tokenizer larger than the table": ("bert", _larger, "its largest token id is 309, the model has 300"),
+}

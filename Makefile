@@ -8,7 +8,7 @@ IN_VENV = .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)/python
 export OMP_WAIT_POLICY = PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lab lint measurements results architectures test-platforms offline-kit clean
+.PHONY: help setup run test lab lint measurements results test-platforms offline-kit clean
 
 help:  ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' Makefile
@@ -38,9 +38,6 @@ measurements: .venv/.done  ## record the long runs in data/measurements (ARGS=--
 
 results: .venv/.done  ## write docs/results.md from what is recorded
 	$(IN_VENV) -m tools.results
-
-architectures: .venv/.done  ## write docs/architectures.md from the table of the tests
-	$(IN_VENV) -m tools.architectures
 
 test-platforms: .venv/.done  ## run the notebooks on the versions of Colab and Kaggle, and on the newest
 	$(IN_VENV) -m tools.platforms $(ARGS)

@@ -212,4 +212,4 @@ def test_folders_that_cannot_work_are_refused(name, change, said, tmp_path):
 
 
 def test_the_page_is_this_table():
-    assert architectures.PAGE.read_text(encoding="utf-8") == architectures.page(), "make architectures"
+    assert architectures.PAGE.read_text(encoding="utf-8") == architectures.page(), "python -m tools.architectures"

@@ -9,10 +9,10 @@ PAGE = ROOT / "docs" / "architectures.md"
 HEAD = """\
 # Which models can be brought
 
-Written by `python -m tools.architectures` from the table in `tests/tiny.py`, and held true by `tests/test_architectures.py`: tiny
-models with random weights, in the Hub's layout, go through what the notebooks do, or are refused with the words below.
-What works is that the code runs, learns and comes back from a saved adapter without a difference. How well a model
-answers is not in it.
+Written by `python -m tools.architectures` from the table in `tests/tiny.py`, and held true by
+`tests/test_architectures.py`: tiny models with random weights, in the Hub's layout, go through what the notebooks do,
+or are refused with the words below. What works is that the code runs, learns and comes back from a saved adapter
+without a difference. How well a model answers is not in it.
 
 - LoRA: load, find the blocks, train adapters in all linear layers, save, load onto a fresh base, merge.
 - 4 bits: the same over NF4 weights, without merging.

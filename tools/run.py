@@ -178,6 +178,13 @@ def check_records(path: Path, records: Path, began: float) -> None:
         raise NotebookError(path, f"records/{records.name}: expected {wanted}, found {bad[0] if bad else 'none'}.")
 
 
+def slowest(executed: Path, count: int = 3) -> dict[str, float]:
+    """The cells of an executed notebook that took longest, with their seconds."""
+    cells = nbformat.read(executed, as_version=4).cells
+    seconds = {cell.id: cell.metadata.get("papermill", {}).get("duration") or 0.0 for cell in cells}
+    return dict(sorted(seconds.items(), key=lambda item: -item[1])[:count])
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the notebooks named on the command line, or all, and show the scoreboard; 0 if all passed."""
     parser = argparse.ArgumentParser(prog="python -m tools.run", description=__doc__.partition("\n")[0])
@@ -203,6 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
         notes = options.results / "notes" / f"{path.stem}.json"
         headline = json.loads(notes.read_text(encoding="utf-8")).get("headline", "") if notes.exists() else ""
         print(f"{path.stem}  {result.seconds:.0f} s  {headline}", flush=True)
+        print("  slowest cells: " + ", ".join(f"{cell} {s:.0f} s" for cell, s in slowest(result.executed).items()))
         pages.append(str(result.page))
     from helpers.scoreboard import table_of
 

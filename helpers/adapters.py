@@ -22,7 +22,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from .errors import AdapterError, ParameterError
 from .measuring import hash_parameters, quant_state, true_size
@@ -63,7 +62,7 @@ def check_lora(model: nn.Module, config: LoraConfig) -> None:
         for name, module in model.named_modules()
         if not re.search(r"\.(lora_\w+|modules_to_save)(\.|$)", name)
     }
-    matrices = {name: module for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)}
+    matrices = {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
 
     def find(option: str, name: str, pattern: str = "") -> list[str]:
         pattern = pattern or rf"(.*\.)?{re.escape(name)}"
@@ -90,7 +89,7 @@ def check_lora(model: nn.Module, config: LoraConfig) -> None:
         if name not in matrices:
             continue  # an embedding, which LoRA can adapt as well; PEFT refuses what it cannot adapt
         module, rank = matrices[name], ranks.get(get_pattern_key(ranks, name), config.r)
-        shape = module.weight.shape if isinstance(module, Conv1D) else (module.out_features, module.in_features)
+        shape = module.out_features, module.in_features
         if rank > min(shape):  # not the shape of the weight: in 4 bits that is a packed column
             raise ParameterError(
                 f"r={rank}: {name} is a matrix of {' x '.join(map(str, shape))}, so no update of it has a rank "

@@ -23,11 +23,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen3Config
-from transformers.pytorch_utils import Conv1D
 
 from .errors import DeviceError, ModelError, ParameterError
 from .measuring import count_parameters
-from .models import WORKS, check_architecture, positions_of, read_config, transformer_blocks
+from .models import WORKS, check_architecture, positions_of, read_config, straighten, transformer_blocks
 from .quantization import TYPES, check_not_quantized
 
 GIB = 2**30
@@ -233,6 +232,7 @@ def _build(
         model = AutoModelForCausalLM.from_config(
             kind.from_dict(json.loads(config)), dtype=compute, trust_remote_code=False
         )
+        straighten(model)
         model.tie_weights()  # transformers 5.0 forgets it on the meta device, and embeddings would count twice
     if method == "qlora":
         _to_four_bits(model, compute_dtype=compute, **four_bits)
@@ -269,10 +269,9 @@ def _to_four_bits(model: nn.Module, **options: Any) -> None:
 
     model.is_loaded_in_4bit = True  # what PEFT looks at
     for block in transformer_blocks(model):
-        for name, old in [(n, m) for n, m in block.named_modules() if type(m) in (nn.Linear, Conv1D)]:
+        for name, old in [(n, m) for n, m in block.named_modules() if type(m) is nn.Linear]:
             parent, _, last = name.rpartition(".")
-            inputs, outputs = old.weight.shape if type(old) is Conv1D else old.weight.shape[::-1]
-            new = Meta4bit(inputs, outputs, bias=old.bias is not None, device="meta", **options)
+            new = Meta4bit(old.in_features, old.out_features, bias=old.bias is not None, device="meta", **options)
             setattr(block.get_submodule(parent), last, new)
 
 

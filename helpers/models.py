@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from .errors import ModelError, OfflineError, ParameterError
@@ -187,6 +188,26 @@ def transformer_blocks(model: nn.Module) -> nn.ModuleList:
     )
 
 
+def straighten(model: nn.Module) -> None:
+    """Put linear layers in place of GPT-2's Conv1D, whose weights lie the other way round.
+
+    So what is written for linear layers, here, in a notebook or in PEFT, needs no second case. A state
+    dictionary, and with it every saved file, keeps GPT-2's form, in both directions.
+    """
+    for name, old in list(model.named_modules()):
+        if isinstance(old, Conv1D):
+            new = nn.Linear(*old.weight.shape, device="meta")
+            new.weight, new.bias = nn.Parameter(old.weight.detach().T.contiguous()), old.bias
+            new.register_state_dict_post_hook(_turn)
+            new.register_load_state_dict_pre_hook(_turn)
+            model.set_submodule(name, new)
+
+
+def _turn(_: nn.Module, state: dict[str, torch.Tensor], prefix: str, *__: object) -> None:
+    if (key := f"{prefix}weight") in state:
+        state[key] = state[key].T.contiguous()
+
+
 def check_architecture(config: PreTrainedConfig, source: str | Path, *, writes: bool = False) -> None:
     """Refuse a kind of model that cannot go through the notebooks, before its weights are read.
 
@@ -293,6 +314,7 @@ def _load(
             f"which would stay random. Give a complete model, with the config.json that belongs to it."
         )
     transformer_blocks(model)  # refuse now what a later cell could not take
+    straighten(model)
     if quantization is None:
         model.to(device)
     elif next(quantized_layers(model), None) or quantization.load_in_8bit:

@@ -11,6 +11,7 @@ import tiny
 import torch
 import transformers
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model, prepare_model_for_kbit_training
+from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, DataCollatorForSeq2Seq, DataCollatorWithPadding
 
 from helpers import (
@@ -97,8 +98,7 @@ def classify(folder, quantization=None):
     model = fresh()
     assert len(transformer_blocks(backbone)) == 2
     assert fingerprint(model.backbone) == fingerprint(backbone)
-    linear = [n for n, m in model.backbone.named_modules() if "Linear" in type(m).__name__ or "Conv1D" in str(type(m))]
-    linear = [name for name in linear if "pooler" not in name]
+    linear = [n for n, m in model.backbone.named_modules() if isinstance(m, nn.Linear) and "pooler" not in n]
     assert quantization is None or len(list(quantized_layers(model))) >= len(linear)
     config = LoraConfig(r=4, lora_alpha=8, target_modules=linear, modules_to_save=["head"])
     check_lora(model, config)

@@ -23,9 +23,9 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from .errors import AdapterError, ParameterError
+from .errors import AdapterError, ModelError, ParameterError
 from .measuring import hash_parameters, quant_state, true_size
-from .models import positions_of
+from .models import positions_of, transformer_blocks
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftConfig, PeftModel
@@ -37,6 +37,26 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 TRAINED_ON = "trained_on.json"  # ours: fingerprint, type and size of the base, and the labels
 KINDS = ("LORA", "PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING")  # what is saved and loaded here
+
+# What families call the layers that make queries and values, or queries, keys and values in one.
+QUERY_VALUE = r"(q|v|query|value)(_proj|_lin)?|\w*qkv\w*|query_key_value|c_attn|att_proj"
+
+
+def query_value(model: nn.Module) -> list[str]:
+    """Names, as `LoraConfig(target_modules=...)` takes them, of the layers that make queries and values.
+
+    Where one layer makes the keys as well, as in GPT-2 and Phi-3, it is that one. `ModelError` names
+    the linear layers of a block if none of them is known.
+    """
+    inside = {module for block in transformer_blocks(model) for module in block.modules()}
+    linear = [name for name, module in model.named_modules() if module in inside and isinstance(module, nn.Linear)]
+    if found := [name for name in linear if re.fullmatch(QUERY_VALUE, name.rpartition(".")[2])]:
+        return found
+    offered = ", ".join(sorted({name.rpartition(".")[2] for name in linear})) or "none"
+    raise ModelError(
+        f"a model of type {model.config.model_type!r}: no linear layer of its blocks has a name known for queries and "
+        f"values. Give the names yourself as target_modules; the blocks have {offered}."
+    )
 
 
 def check_lora(model: nn.Module, config: LoraConfig) -> None:

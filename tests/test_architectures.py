@@ -27,8 +27,8 @@ from helpers import (
     save_adapter,
     transformer_blocks,
 )
-from helpers.adapters import check_lora, check_prompt, prompt_shape
-from helpers.errors import TutorialError
+from helpers.adapters import check_lora, check_prompt, prompt_shape, query_value
+from helpers.errors import ModelError, TutorialError
 from helpers.quantization import quantized_layers
 from tools import architectures
 
@@ -202,6 +202,29 @@ def test_it_works_or_is_refused_by_name(model, trial, run, folder_of):
         with pytest.raises(TutorialError, match=re.escape(reason)) as refused:
             run(folder_of(model))
         assert re.search(r"model of type '\w+'|a \w+ model", str(refused.value)) and "Use " in str(refused.value)
+
+
+WORKING = [model for model in tiny.ENCODERS + tiny.DECODERS if "" not in model.refused]
+
+
+@pytest.mark.parametrize("model", WORKING, ids=lambda model: model.name)
+def test_queries_and_values_are_found_by_name(model, folder_of):
+    """Two layers a block, or one that makes both; PEFT adapts these and no other."""
+    if not hasattr(transformers, f"{model.config}Config"):
+        pytest.skip(f"transformers {transformers.__version__} has no {model.config}")
+    loaded = load_classifier(str(folder_of(model)), LABELS)
+    found = query_value(loaded)
+    assert len(found) == model.query_value
+    assert sorted(get_peft_model(loaded, LoraConfig(target_modules=found)).targeted_module_names) == sorted(found)
+
+
+def test_unknown_names_of_queries_and_values_are_refused(folder_of):
+    model, _ = load_encoder(str(folder_of(WORKING[0])), quiet=True)
+    for block in transformer_blocks(model):
+        own = block.attention.self
+        own.ask, own.answer = own._modules.pop("query"), own._modules.pop("value")
+    with pytest.raises(ModelError, match=r"type 'bert': no linear layer.*target_modules.*answer, ask, dense, key"):
+        query_value(model)
 
 
 @pytest.mark.parametrize(("name", "change", "said"), tiny.FOLDERS.values(), ids=list(tiny.FOLDERS))

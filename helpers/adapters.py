@@ -242,6 +242,7 @@ def _below(model: nn.Module, config: PeftConfig | None = None, without: Iterable
     biases = getattr(config, "bias", "none") != "none"
     for name, parameter in base.named_parameters():
         plain = re.sub(r"\.(base_layer|original_module|token_adapter)(?=\.)", "", name)
+        plain = re.sub(r"^embed_out\.", "lm_head.", plain)  # GPT-NeoX before transformers 5.15
         carried = any(f".{module}." in f".{plain}" for module in own) or (biases and plain.endswith(".bias"))
         if not carried and not re.search(r"lora_|\.modules_to_save\.|\.trainable_tokens_", name):
             found[plain] = parameter

@@ -22,12 +22,13 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.func import functional_call
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen3Config
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, PreTrainedConfig, Qwen3Config
 
 from .errors import DeviceError, ModelError, ParameterError
 from .measuring import count_parameters
 from .models import WORKS, check_architecture, positions_of, read_config, straighten, transformer_blocks
-from .quantization import TYPES, check_not_quantized
+from .quantization import TYPES, check_kind, check_not_quantized
 
 GIB = 2**30
 METHODS = ("full", "lora", "qlora")
@@ -160,6 +161,8 @@ def memory_bill(
         if not isinstance(value, int) or value < 1:
             raise ParameterError(f"{name}={value!r}: expected a whole number from 1.")
     config = _configuration(config)
+    if method == "qlora":
+        check_kind(config, BitsAndBytesConfig(load_in_4bit=True))
     positions = positions_of(config)
     if positions and length > positions:
         raise ParameterError(f"length={length}: this model has {positions} positions. Use shorter texts.")
@@ -310,6 +313,14 @@ def _optimizer_bytes(trained: list[nn.Parameter], optimizer: str) -> int:
     return state + (2 * CODE_TABLE if eight else 0)
 
 
+class _Padded(TorchDispatchMode):
+    """Says no where a model asks of its mask whether all tokens are real, as OPT did before transformers 5.23."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        asks = func is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool
+        return False if asks else func(*args, **(kwargs or {}))
+
+
 @lru_cache(maxsize=32)
 def _kept(model: nn.Module, batch: int, length: int, compute: torch.dtype) -> tuple[int, int, int]:
     """Bytes that autograd keeps: without checkpointing, with it, and for the logits.
@@ -349,6 +360,7 @@ def _kept(model: nn.Module, batch: int, length: int, compute: torch.dtype) -> tu
     try:
         with (
             fake,
+            _Padded(),
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", dtype=compute, enabled=compute != torch.float32),
         ):

@@ -118,7 +118,8 @@ _GEMMA3 = {"text_config": _GEMMA | {"vocab_size": WORDS}, "vision_config": _PICT
 STACKS = {"": "is an encoder-decoder"}
 NO_KEYS = {"prefix": "has layers without keys and values"}
 _READER = dict.fromkeys(("LoRA", "4 bits", "soft prompt", "prefix", "bill"), "is an encoder")
-_FALCON = {"4 bits": "not one layer of a model of type 'falcon' became 4-bit", "prefix": "shares one key between"}
+_FALCON = dict.fromkeys(("4 bits", "bill"), "has linear layers of a class of its own")
+_FALCON |= {"prefix": "shares one key between"}
 
 ENCODERS = [
     Tiny("bert", "Bert", "", BERT, SIZES),

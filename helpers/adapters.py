@@ -22,11 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from .errors import AdapterError, ParameterError
+from .errors import AdapterError, ModelError, ParameterError
 from .measuring import hash_parameters, quant_state, true_size
-from .models import positions_of
+from .models import positions_of, transformer_blocks
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftConfig, PeftModel
@@ -38,6 +37,26 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 TRAINED_ON = "trained_on.json"  # ours: fingerprint, type and size of the base, and the labels
 KINDS = ("LORA", "PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING")  # what is saved and loaded here
+
+# What families call the layers that make queries and values, or queries, keys and values in one.
+QUERY_VALUE = r"(q|v|query|value)(_proj|_lin)?|\w*qkv\w*|query_key_value|c_attn|att_proj"
+
+
+def query_value(model: nn.Module) -> list[str]:
+    """Names, as `LoraConfig(target_modules=...)` takes them, of the layers that make queries and values.
+
+    Where one layer makes the keys as well, as in GPT-2 and Phi-3, it is that one. `ModelError` names
+    the linear layers of a block if none of them is known.
+    """
+    inside = {module for block in transformer_blocks(model) for module in block.modules()}
+    linear = [name for name, module in model.named_modules() if module in inside and isinstance(module, nn.Linear)]
+    if found := [name for name in linear if re.fullmatch(QUERY_VALUE, name.rpartition(".")[2])]:
+        return found
+    offered = ", ".join(sorted({name.rpartition(".")[2] for name in linear})) or "none"
+    raise ModelError(
+        f"a model of type {model.config.model_type!r}: no linear layer of its blocks has a name known for queries and "
+        f"values. Give the names yourself as target_modules; the blocks have {offered}."
+    )
 
 
 def check_lora(model: nn.Module, config: LoraConfig) -> None:
@@ -63,7 +82,7 @@ def check_lora(model: nn.Module, config: LoraConfig) -> None:
         for name, module in model.named_modules()
         if not re.search(r"\.(lora_\w+|modules_to_save)(\.|$)", name)
     }
-    matrices = {name: module for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)}
+    matrices = {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
 
     def find(option: str, name: str, pattern: str = "") -> list[str]:
         pattern = pattern or rf"(.*\.)?{re.escape(name)}"
@@ -90,7 +109,7 @@ def check_lora(model: nn.Module, config: LoraConfig) -> None:
         if name not in matrices:
             continue  # an embedding, which LoRA can adapt as well; PEFT refuses what it cannot adapt
         module, rank = matrices[name], ranks.get(get_pattern_key(ranks, name), config.r)
-        shape = module.weight.shape if isinstance(module, Conv1D) else (module.out_features, module.in_features)
+        shape = module.out_features, module.in_features
         if rank > min(shape):  # not the shape of the weight: in 4 bits that is a packed column
             raise ParameterError(
                 f"r={rank}: {name} is a matrix of {' x '.join(map(str, shape))}, so no update of it has a rank "
@@ -206,49 +225,45 @@ def base_fingerprint(model: nn.Module, *, without: Iterable[str] = ()) -> str:
         model: a model or a `PeftModel` around it.
         without: names of modules that the adapter brings along itself, such as a head.
     """
-    return hash_parameters(_base_parameters(model, without))
+    return hash_parameters(_below(model, without=without).items())
 
 
-def _base_parameters(
-    model: nn.Module, without: Iterable[str] = (), *, biases: bool = True
-) -> Iterator[tuple[str, nn.Parameter]]:
-    """Name, as it is without an adapter, and tensor of what lies below one."""
-    prompts = hasattr(model, "get_base_model") and model.active_peft_config.is_prompt_learning
-    wrapped_as = "base_model." if prompts else "base_model.model."
-    for name, parameter in model.named_parameters():
-        if re.search(r"lora_|\.modules_to_save\.|\.trainable_tokens_|^prompt_encoder\.", name):
-            continue
-        plain = re.sub(r"\.(base_layer|original_module|token_adapter)(?=\.)", "", name.removeprefix(wrapped_as))
-        if not any(f".{module}." in f".{plain}" for module in without) and (biases or not plain.endswith(".bias")):
-            yield plain, parameter
+def _bare(model: nn.Module) -> nn.Module:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _below(model: nn.Module, config: PeftConfig) -> dict[str, torch.Tensor]:
-    """The base by name, less what such an adapter trains and carries: modules to save, biases, rows of tokens."""
-    own = getattr(config, "modules_to_save", None) or ()
-    found = dict(_base_parameters(model, own, biases=getattr(config, "bias", "none") == "none"))
+def _below(model: nn.Module, config: PeftConfig | None = None, without: Iterable[str] = ()) -> dict[str, torch.Tensor]:
+    """The base, by the names it has without an adapter, less what such an adapter trains and carries along.
+
+    That are modules to save, all biases, and rows of tokens.
+    """
+    base, found = _bare(model), {}
+    own = (*without, *(getattr(config, "modules_to_save", None) or ()))
+    biases = getattr(config, "bias", "none") != "none"
+    for name, parameter in base.named_parameters():
+        plain = re.sub(r"\.(base_layer|original_module|token_adapter)(?=\.)", "", name)
+        plain = re.sub(r"^embed_out\.", "lm_head.", plain)  # GPT-NeoX before transformers 5.15
+        carried = any(f".{module}." in f".{plain}" for module in own) or (biases and plain.endswith(".bias"))
+        if not carried and not re.search(r"lora_|\.modules_to_save\.|\.trainable_tokens_", name):
+            found[plain] = parameter
     rows = getattr(config, "trainable_token_indices", None) or {}
     if not isinstance(rows, dict):  # those of the input
-        vectors = model.get_input_embeddings()
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        rows = {name: rows for name, module in base.named_modules() if module is vectors}
+        rows = {name: rows for name, module in base.named_modules() if module is model.get_input_embeddings()}
     for name, trained in rows.items():
         for key in [key for key in found if f".{key}".endswith(f".{name}.weight")]:
-            found[key] = found[key].detach().index_fill(0, torch.tensor(trained, device=found[key].device), 0)
+            found[key] = found[key].index_fill(0, torch.tensor(trained, device=found[key].device), 0)
     return found
 
 
-def _about(model: nn.Module, config: PeftConfig) -> dict[str, Any]:
-    """What an adapter was trained on: the base without what the adapter carries itself, such as a head."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    parameters = _below(model, config)
-    states = [state for p in parameters.values() if (state := quant_state(p)) is not None]
+def _about(model: nn.Module, base: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """What an adapter over this base was trained on, as its file and its refusals say it."""
+    states = [state for p in base.values() if (state := quant_state(p)) is not None]
     dtypes = {f"{state.quant_type}{' with double quantisation' * state.nested}" for state in states}
     return {
-        "base_fingerprint": hash_parameters(parameters.items()),
-        "base_dtypes": sorted(dtypes or {str(p.dtype).removeprefix("torch.") for p in parameters.values()}),
-        "base_parameters": sum(true_size(p) for p in parameters.values()),
-        "labels": getattr(base, "labels", None),
+        "base_fingerprint": hash_parameters(base.items()),
+        "base_dtypes": sorted(dtypes or {str(p.dtype).removeprefix("torch.") for p in base.values()}),
+        "base_parameters": sum(true_size(p) for p in base.values()),
+        "labels": getattr(_bare(model), "labels", None),
     }
 
 
@@ -268,7 +283,8 @@ def save_adapter(model: PeftModel, folder: str | Path, *, name: str = "default")
     if name not in model.peft_config:
         raise ParameterError(f"name={name!r}: this model has the adapters {', '.join(model.peft_config)}.")
     config = model.peft_config[name]
-    if fault := _cannot_return(config) or _moved_base(model, config):
+    base = _below(model, config)
+    if fault := _cannot_return(config) or _moved(model, base):
         raise AdapterError(fault)
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -276,7 +292,7 @@ def save_adapter(model: PeftModel, folder: str | Path, *, name: str = "default")
         # "auto" would ask the Hub whether the vocabulary was resized.
         model.save_pretrained(f"{draft}/new", selected_adapters=[name], save_embedding_layers=False)
         made = Path(draft, "new", "" if name == "default" else name)
-        text = json.dumps(_about(model, config), indent=1)
+        text = json.dumps(_about(model, base), indent=1)
         (made / TRAINED_ON).write_text(text + "\n", encoding="utf-8")
         if folder.exists():
             os.replace(folder, f"{draft}/old")
@@ -302,13 +318,11 @@ def _cannot_return(config: PeftConfig) -> str:
     return ""
 
 
-def _moved_base(model: PeftModel, config: PeftConfig) -> str:
+def _moved(model: PeftModel, base: dict[str, torch.Tensor]) -> str:
     """How the base was changed, so that the adapter would not fit a fresh one; "" if it was not."""
     if any(getattr(module, "merged", False) for module in model.modules()):
         return "an adapter is merged into the base, which is another one now. Call unmerge_adapter() first."
-    own = getattr(config, "modules_to_save", None) or ()
-    base = _base_parameters(model, own, biases=getattr(config, "bias", "none") == "none")
-    if trained := [key for key, parameter in base if parameter.requires_grad]:
+    if trained := [key for key, parameter in base.items() if parameter.requires_grad]:
         return (
             f"{len(trained)} tensors of the base are trained as well, such as {trained[0]}, and do not travel with the "
             f"adapter. Name their modules in modules_to_save, or freeze them before get_peft_model."
@@ -349,10 +363,10 @@ def load_adapter(
     config, about, tensors = _read(folder, unchecked)
     if fault := _cannot_return(config):
         raise AdapterError(f"{folder / CONFIG}: {fault}")
-    attached = hasattr(model, "get_base_model")
+    base = _bare(model)
+    attached = base is not model
     if attached and name in model.peft_config:
         raise ParameterError(f"name={name!r}: an adapter of this name is attached already. Choose another name.")
-    base = model.get_base_model() if attached else model
     other = model.active_peft_config.peft_type if attached else config.peft_type
     if other != config.peft_type:
         raise AdapterError(
@@ -361,7 +375,7 @@ def load_adapter(
         )
     expected = task_types_of(base, config)
     here = {"task_type": config.task_type if config.task_type in expected else expected[0]}
-    here |= _about(model, config) if about else {}
+    here |= _about(model, _below(model, config)) if about else {}
     _check_base(folder, here, about | {"task_type": config.task_type}, other_base)
     if not about:
         print(f"{folder}: no {TRAINED_ON}, so nothing says which base and labels it is for; only its shapes fit.")

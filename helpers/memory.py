@@ -22,13 +22,13 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.func import functional_call
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen3Config
-from transformers.pytorch_utils import Conv1D
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, PreTrainedConfig, Qwen3Config
 
 from .errors import DeviceError, ModelError, ParameterError
 from .measuring import count_parameters
-from .models import WORKS, check_architecture, positions_of, read_config, transformer_blocks
-from .quantization import TYPES, check_not_quantized
+from .models import WORKS, check_architecture, positions_of, read_config, straighten, transformer_blocks
+from .quantization import TYPES, check_kind, check_not_quantized
 
 GIB = 2**30
 METHODS = ("full", "lora", "qlora")
@@ -161,6 +161,8 @@ def memory_bill(
         if not isinstance(value, int) or value < 1:
             raise ParameterError(f"{name}={value!r}: expected a whole number from 1.")
     config = _configuration(config)
+    if method == "qlora":
+        check_kind(config, BitsAndBytesConfig(load_in_4bit=True))
     positions = positions_of(config)
     if positions and length > positions:
         raise ParameterError(f"length={length}: this model has {positions} positions. Use shorter texts.")
@@ -233,6 +235,7 @@ def _build(
         model = AutoModelForCausalLM.from_config(
             kind.from_dict(json.loads(config)), dtype=compute, trust_remote_code=False
         )
+        straighten(model)
         model.tie_weights()  # transformers 5.0 forgets it on the meta device, and embeddings would count twice
     if method == "qlora":
         _to_four_bits(model, compute_dtype=compute, **four_bits)
@@ -269,10 +272,9 @@ def _to_four_bits(model: nn.Module, **options: Any) -> None:
 
     model.is_loaded_in_4bit = True  # what PEFT looks at
     for block in transformer_blocks(model):
-        for name, old in [(n, m) for n, m in block.named_modules() if type(m) in (nn.Linear, Conv1D)]:
+        for name, old in [(n, m) for n, m in block.named_modules() if type(m) is nn.Linear]:
             parent, _, last = name.rpartition(".")
-            inputs, outputs = old.weight.shape if type(old) is Conv1D else old.weight.shape[::-1]
-            new = Meta4bit(inputs, outputs, bias=old.bias is not None, device="meta", **options)
+            new = Meta4bit(old.in_features, old.out_features, bias=old.bias is not None, device="meta", **options)
             setattr(block.get_submodule(parent), last, new)
 
 
@@ -309,6 +311,14 @@ def _optimizer_bytes(trained: list[nn.Parameter], optimizer: str) -> int:
             state += 2 * (p.numel() + 4 * ceil(p.numel() / OPTIMIZER_BLOCK))
     eight = optimizer != "adamw_32bit" and any(p.numel() >= SMALLEST_8BIT for p in trained)
     return state + (2 * CODE_TABLE if eight else 0)
+
+
+class _Padded(TorchDispatchMode):
+    """Says no where a model asks of its mask whether all tokens are real, as OPT did before transformers 5.23."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        asks = func is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool
+        return False if asks else func(*args, **(kwargs or {}))
 
 
 @lru_cache(maxsize=32)
@@ -350,6 +360,7 @@ def _kept(model: nn.Module, batch: int, length: int, compute: torch.dtype) -> tu
     try:
         with (
             fake,
+            _Padded(),
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", dtype=compute, enabled=compute != torch.float32),
         ):

@@ -21,12 +21,13 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from .errors import ModelError, OfflineError, ParameterError
 from .hub import ENCODER, LANGUAGE_MODEL, find_model
 from .measuring import count_parameters
-from .quantization import check_compute_type, check_not_quantized, check_quantization, quantized_layers, settle
+from .quantization import check_kind, check_not_quantized, check_quantization, quantized_layers, settle
 
 OPEN_LANGUAGE_MODEL = "Qwen/Qwen3-0.6B-Base"  # what "auto" means on a GPU: open, without a licence click
 WORKS = f"{ENCODER} (an encoder) or {OPEN_LANGUAGE_MODEL} (a language model)"
@@ -187,6 +188,26 @@ def transformer_blocks(model: nn.Module) -> nn.ModuleList:
     )
 
 
+def straighten(model: nn.Module) -> None:
+    """Put linear layers in place of GPT-2's Conv1D, whose weights lie the other way round.
+
+    So what is written for linear layers, here, in a notebook or in PEFT, needs no second case. A state
+    dictionary, and with it every saved file, keeps GPT-2's form, in both directions.
+    """
+    for name, old in list(model.named_modules()):
+        if isinstance(old, Conv1D):
+            new = nn.Linear(*old.weight.shape, device="meta")
+            new.weight, new.bias = nn.Parameter(old.weight.detach().T.contiguous()), old.bias
+            new.register_state_dict_post_hook(_turn)
+            new.register_load_state_dict_pre_hook(_turn)
+            model.set_submodule(name, new)
+
+
+def _turn(_: nn.Module, state: dict[str, torch.Tensor], prefix: str, *__: object) -> None:
+    if (key := f"{prefix}weight") in state:
+        state[key] = state[key].T.contiguous()
+
+
 def check_architecture(config: PreTrainedConfig, source: str | Path, *, writes: bool = False) -> None:
     """Refuse a kind of model that cannot go through the notebooks, before its weights are read.
 
@@ -261,7 +282,7 @@ def _load(
             raise ParameterError("random_weights=True with a quantisation: choose one of the two.")
         check_quantization(quantization, device=device)
         check_not_quantized(config, f"{folder}/config.json")
-        check_compute_type(config, quantization)
+        check_kind(config, quantization)
         options |= {"quantization_config": quantization, "device_map": {"": device}}
         source += f", linear layers in {4 if quantization.load_in_4bit else 8} bits"
     missing = []
@@ -293,6 +314,7 @@ def _load(
             f"which would stay random. Give a complete model, with the config.json that belongs to it."
         )
     transformer_blocks(model)  # refuse now what a later cell could not take
+    straighten(model)
     if quantization is None:
         model.to(device)
     elif next(quantized_layers(model), None) or quantization.load_in_8bit:

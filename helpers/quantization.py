@@ -47,8 +47,18 @@ def check_quantization(config: BitsAndBytesConfig, *, device: str = "cpu") -> No
         )
 
 
-def check_compute_type(config: PreTrainedConfig, quantization: BitsAndBytesConfig) -> None:
-    """Raise `ParameterError` where a model's code overflows in the type that 4-bit layers compute in."""
+def check_kind(config: PreTrainedConfig, quantization: BitsAndBytesConfig) -> None:
+    """Refuse kinds of model that do not go together with a quantisation.
+
+    Raises:
+        ModelError: linear layers of a class of its own, which would stay in 32 bits.
+        ParameterError: the model's code overflows in the type that its 4-bit layers compute in.
+    """
+    if config.model_type == "falcon":
+        raise ModelError(
+            "a model of type 'falcon' has linear layers of a class of its own, which newer versions of transformers do "
+            "not quantise. Use LoRA without a quantisation, or a model such as Qwen/Qwen3-0.6B-Base."
+        )
     compute = quantization.bnb_4bit_compute_dtype
     if quantization.load_in_4bit and config.model_type.startswith("deberta") and compute != torch.float32:
         raise ParameterError(

@@ -11,6 +11,7 @@ import tiny
 import torch
 import transformers
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model, prepare_model_for_kbit_training
+from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, DataCollatorForSeq2Seq, DataCollatorWithPadding
 
 from helpers import (
@@ -26,10 +27,9 @@ from helpers import (
     save_adapter,
     transformer_blocks,
 )
-from helpers.adapters import check_lora, check_prompt, prompt_shape
-from helpers.errors import TutorialError
+from helpers.adapters import check_lora, check_prompt, prompt_shape, query_value
+from helpers.errors import ModelError, TutorialError
 from helpers.quantization import quantized_layers
-from tools import architectures
 
 logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -97,8 +97,7 @@ def classify(folder, quantization=None):
     model = fresh()
     assert len(transformer_blocks(backbone)) == 2
     assert fingerprint(model.backbone) == fingerprint(backbone)
-    linear = [n for n, m in model.backbone.named_modules() if "Linear" in type(m).__name__ or "Conv1D" in str(type(m))]
-    linear = [name for name in linear if "pooler" not in name]
+    linear = [n for n, m in model.backbone.named_modules() if isinstance(m, nn.Linear) and "pooler" not in n]
     assert quantization is None or len(list(quantized_layers(model))) >= len(linear)
     config = LoraConfig(r=4, lora_alpha=8, target_modules=linear, modules_to_save=["head"])
     check_lora(model, config)
@@ -204,6 +203,29 @@ def test_it_works_or_is_refused_by_name(model, trial, run, folder_of):
         assert re.search(r"model of type '\w+'|a \w+ model", str(refused.value)) and "Use " in str(refused.value)
 
 
+WORKING = [model for model in tiny.ENCODERS + tiny.DECODERS if "" not in model.refused]
+
+
+@pytest.mark.parametrize("model", WORKING, ids=lambda model: model.name)
+def test_queries_and_values_are_found_by_name(model, folder_of):
+    """Two layers a block, or one that makes both; PEFT adapts these and no other."""
+    if not hasattr(transformers, f"{model.config}Config"):
+        pytest.skip(f"transformers {transformers.__version__} has no {model.config}")
+    loaded = load_classifier(str(folder_of(model)), LABELS)
+    found = query_value(loaded)
+    assert len(found) == model.query_value
+    assert sorted(get_peft_model(loaded, LoraConfig(target_modules=found)).targeted_module_names) == sorted(found)
+
+
+def test_unknown_names_of_queries_and_values_are_refused(folder_of):
+    model, _ = load_encoder(str(folder_of(WORKING[0])), quiet=True)
+    for block in transformer_blocks(model):
+        own = block.attention.self
+        own.ask, own.answer = own._modules.pop("query"), own._modules.pop("value")
+    with pytest.raises(ModelError, match=r"type 'bert': no linear layer.*target_modules.*answer, ask, dense, key"):
+        query_value(model)
+
+
 @pytest.mark.parametrize(("name", "change", "said"), tiny.FOLDERS.values(), ids=list(tiny.FOLDERS))
 def test_folders_that_cannot_work_are_refused(name, change, said, tmp_path):
     change(next(model for model in tiny.ENCODERS + tiny.DECODERS if model.name == name).write(tmp_path))
@@ -212,4 +234,6 @@ def test_folders_that_cannot_work_are_refused(name, change, said, tmp_path):
 
 
 def test_the_page_is_this_table():
+    from tools import architectures  # here, for Colab and Kaggle lack what it imports
+
     assert architectures.PAGE.read_text(encoding="utf-8") == architectures.page(), "python -m tools.architectures"

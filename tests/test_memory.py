@@ -6,7 +6,15 @@ import logging
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Gemma2Config, GPT2Config, LlamaConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    OPTConfig,
+    Qwen3Config,
+)
 
 from helpers import memory
 from helpers.errors import DeviceError, ModelError, ParameterError
@@ -20,8 +28,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*")
 SMALL = {"hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 3, "num_attention_heads": 4}
 SMALL |= {"num_key_value_heads": 2, "vocab_size": 1000, "max_position_embeddings": 256}
 LLAMA = LlamaConfig(**SMALL)
-GPT2 = GPT2Config(n_embd=128, n_layer=3, n_head=4, n_positions=256, vocab_size=1000)  # Conv1D, not linear layers
+GPT2 = GPT2Config(n_embd=128, n_layer=3, n_head=4, n_positions=256, vocab_size=1000)  # Conv1D on disk
 GEMMA = Gemma2Config(**SMALL, head_dim=32)  # has no fused attention
+# Looked at the values of its mask before transformers 5.23.
+OPT = OPTConfig(hidden_size=128, ffn_dim=320, num_hidden_layers=3, num_attention_heads=4, vocab_size=1000)
 QWEN = Qwen3Config(**SMALL, head_dim=32, tie_word_embeddings=True)
 
 
@@ -42,6 +52,7 @@ SETTINGS = [
     (QWEN, dict(method="qlora", batch=2, length=96, gradient_checkpointing=True, precision="float32")),
     (GPT2, dict(method="full", batch=2, length=64, precision="float32")),
     (GPT2, dict(method="qlora", batch=2, length=64)),
+    (OPT, dict(method="lora", batch=2, length=64)),
     (GEMMA, dict(method="lora", batch=2, length=64)),
     (GEMMA, dict(method="qlora", batch=2, length=64, precision="float32")),
 ]

@@ -1,18 +1,34 @@
 """Finding and loading models: the order of places, damaged files refused by name, any architecture."""
 
+import copy
 import json
 import logging
 import shutil
 import time
+import warnings
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 
 import huggingface_hub
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, BertConfig, BertModel, GPT2Config, GPT2Model, LlamaConfig, LlamaModel
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPT2Model,
+    LlamaConfig,
+    LlamaModel,
+)
+from transformers.pytorch_utils import Conv1D
 
+from helpers.adapters import load_adapter
 from helpers.errors import ModelError, OfflineError, ParameterError
 from helpers.hub import ENCODER, KNOWN_MODELS, find_model, hub_reachable, source_of
 from helpers.measuring import count_parameters, fingerprint
@@ -75,6 +91,48 @@ def test_a_decoder_without_padding_token_gets_one(tiny):
     edit(tiny / "tokenizer_config.json", pad_token=None, eos_token="[SEP]")
     _, tokenizer = load_encoder(str(tiny))
     assert tokenizer(["one", "one two three"], padding=True)["attention_mask"][0] == [1, 1, 1, 0, 0]
+
+
+def test_gpt2_gets_linear_layers_and_is_saved_as_plain_transformers_reads_it(tmp_path):
+    """Also after a deep copy, with an adapter merged, and where plain PEFT puts the adapter onto plain layers."""
+    ids = torch.arange(14).reshape(2, 7)
+
+    def answer(model):
+        return model.eval()(input_ids=ids).logits
+
+    folder = write(GPT2LMHeadModel(TINY[1].config), tmp_path / "plain")
+    edit(folder / "tokenizer_config.json", eos_token="[SEP]")
+    edit(folder / "config.json", eos_token_id=102)
+    plain = AutoModelForCausalLM.from_pretrained(folder)
+    model, _ = load_language_model(str(folder), quiet=True)
+    assert not [m for m in model.modules() if isinstance(m, Conv1D)]
+    assert [type(m) for m in model.modules()].count(nn.Linear) == 4 * 3 + 1
+    assert {n: t.shape for n, t in model.state_dict().items()} == {n: t.shape for n, t in plain.state_dict().items()}
+    torch.testing.assert_close(answer(model), answer(plain))
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["c_attn", "c_fc"], modules_to_save=["c_proj"])
+    tuned = get_peft_model(copy.deepcopy(model), config)
+    for parameter in tuned.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.1)
+    tuned.save_pretrained(tmp_path / "adapter")
+    with pytest.warns(UserWarning, match="fan_in_fan_out"):
+        torch.testing.assert_close(answer(PeftModel.from_pretrained(plain, tmp_path / "adapter")), answer(tuned))
+    expected = answer(tuned)
+    assert (expected - answer(model)).abs().max() > 0.01
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        again = load_adapter(model, tmp_path / "adapter", unchecked=True)
+    assert torch.equal(answer(again), expected)
+    edit(tmp_path / "adapter" / "adapter_config.json", fan_in_fan_out=True)  # as made elsewhere, on plain layers
+    with pytest.warns(UserWarning, match="Setting fan_in_fan_out to False"):
+        elsewhere = load_adapter(copy.deepcopy(again.unload()), tmp_path / "adapter", unchecked=True)
+    assert torch.equal(answer(elsewhere), expected)
+    merged = copy.deepcopy(tuned).merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(answer(AutoModelForCausalLM.from_pretrained(tmp_path / "merged")), expected)
+    fresh = load_language_model(str(folder), quiet=True)[0]
+    fresh.load_state_dict(merged.state_dict())
+    assert torch.equal(answer(fresh), answer(merged))
 
 
 def test_tensors_that_no_model_needs_are_not_reported_at_each_load(tiny, monkeypatch):

@@ -40,7 +40,8 @@ XL = SIZES | {"max_position_embeddings": 130}  # RoBERTa counts its positions fr
 class Tiny:
     """An architecture: its configuration, the class whose checkpoint the Hub has, its tokenizer, and what is refused.
 
-    `spare` are rows of the table beyond the vocabulary; `refused` has the reason by trial, "" for all.
+    `spare` are rows of the table beyond the vocabulary; `refused` has the reason by trial, "" for all;
+    `query_value` counts the layers that make queries and values, in two blocks.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Tiny:
     sizes: dict
     spare: int = 0
     refused: dict = field(default_factory=dict)
+    query_value: int = 4
 
     def why_not(self, trial: str) -> str | None:
         """The words with which a trial is refused, or None if it works."""
@@ -103,18 +105,21 @@ _BART = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_d
 _BART |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
 _GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128}
 _NEO = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]]}
+_BLOOM = {"hidden_size": 32, "n_layer": 2, "n_head": 2}
 _TIED = GROUPED | {"tie_word_embeddings": True}
 _GEMMA = GROUPED | {"sliding_window": 16}
 _MOE = GROUPED | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _HYBRID = GROUPED | {"linear_num_key_heads": 4, "linear_num_value_heads": 4, "linear_key_head_dim": 16}
 _HYBRID |= {"linear_value_head_dim": 16, "layer_types": ["linear_attention", "full_attention"]}
+_CONV = GROUPED | {"layer_types": ["conv", "full_attention"]}
 _PICTURES = SIZES | {"image_size": 28, "patch_size": 14}
 _GEMMA3 = {"text_config": _GEMMA | {"vocab_size": WORDS}, "vision_config": _PICTURES, "mm_tokens_per_image": 4}
 
 STACKS = {"": "is an encoder-decoder"}
 NO_KEYS = {"prefix": "has layers without keys and values"}
 _READER = dict.fromkeys(("LoRA", "4 bits", "soft prompt", "prefix", "bill"), "is an encoder")
-_FALCON = {"4 bits": "not one layer of a model of type 'falcon' became 4-bit", "prefix": "shares one key between"}
+_FALCON = dict.fromkeys(("4 bits", "bill"), "has linear layers of a class of its own")
+_FALCON |= {"prefix": "shares one key between"}
 
 ENCODERS = [
     Tiny("bert", "Bert", "", BERT, SIZES),
@@ -127,7 +132,7 @@ ENCODERS = [
     Tiny("electra base", "Electra", "ForPreTraining", BERT, SIZES | {"embedding_size": 32}),
     Tiny("mpnet", "MPNet", "", ROBERTA, XL),
     Tiny("deberta-v2, v3", "DebertaV2", "", BERT, _DEBERTA),
-    Tiny("modernbert", "ModernBert", "ForMaskedLM", BERT, _MODERN),
+    Tiny("modernbert", "ModernBert", "ForMaskedLM", BERT, _MODERN, query_value=2),
     Tiny("eurobert", "EuroBert", "ForMaskedLM", LLAMA3 | {"pad": "<|pad|>", "mask": "<|mask|>"}, GROUPED),
     Tiny("nomic-bert", "NomicBert", "", BERT, SIZES),
     Tiny("mobilebert", "MobileBert", "", BERT, _MOBILE),
@@ -136,8 +141,8 @@ ENCODERS = [
     Tiny("bart", "Bart", "", ROBERTA, _BART, refused=STACKS),
 ]
 DECODERS = [
-    Tiny("gpt2", "GPT2", "ForCausalLM", GPT2, _GPT2),
-    Tiny("gpt-neox", "GPTNeoX", "ForCausalLM", GPT2, SIZES, spare=20),
+    Tiny("gpt2", "GPT2", "ForCausalLM", GPT2, _GPT2, query_value=2),
+    Tiny("gpt-neox", "GPTNeoX", "ForCausalLM", GPT2, SIZES, spare=20, query_value=2),
     Tiny("opt", "OPT", "ForCausalLM", OPT, SIZES | {"ffn_dim": 48, "word_embed_proj_dim": 32}),
     Tiny("llama 2", "Llama", "ForCausalLM", LLAMA2, SIZES),
     Tiny("llama 3", "Llama", "ForCausalLM", LLAMA3, GROUPED),
@@ -146,17 +151,17 @@ DECODERS = [
     Tiny("qwen3", "Qwen3", "ForCausalLM", QWEN, _TIED | {"head_dim": 24}, spare=20),
     Tiny("qwen3, sharded", "Qwen3", "ForCausalLM", QWEN, GROUPED, spare=20),
     Tiny("phi", "Phi", "ForCausalLM", GPT2, SIZES, spare=20),
-    Tiny("phi3", "Phi3", "ForCausalLM", LLAMA2 | {"pad": "</s>"}, SIZES, spare=20),
+    Tiny("phi3", "Phi3", "ForCausalLM", LLAMA2 | {"pad": "</s>"}, SIZES, spare=20, query_value=2),
     Tiny("gemma2", "Gemma2", "ForCausalLM", GEMMA, _GEMMA),
     Tiny("gemma3, text", "Gemma3Text", "ForCausalLM", GEMMA, _GEMMA, spare=-1),
     Tiny("smollm2", "Llama", "ForCausalLM", GPT2, _TIED),
     Tiny("smollm3", "SmolLM3", "ForCausalLM", LLAMA3, GROUPED),
     Tiny("olmo2", "Olmo2", "ForCausalLM", OLMO, SIZES, spare=20),
-    Tiny("bloom", "Bloom", "ForCausalLM", GEMMA, {"hidden_size": 32, "n_layer": 2, "n_head": 2}, spare=20),
-    Tiny("falcon", "Falcon", "ForCausalLM", GPT2, SIZES | {"bias": True}, spare=20, refused=_FALCON),
+    Tiny("bloom", "Bloom", "ForCausalLM", GEMMA, _BLOOM, spare=20, query_value=2),
+    Tiny("falcon", "Falcon", "ForCausalLM", GPT2, SIZES | {"bias": True}, spare=20, refused=_FALCON, query_value=2),
     Tiny("gpt-neo", "GPTNeo", "ForCausalLM", GPT2, _NEO),
-    Tiny("qwen3.5, text", "Qwen3_5Text", "ForCausalLM", QWEN, _HYBRID, spare=20, refused=NO_KEYS),
-    Tiny("lfm2", "Lfm2", "ForCausalLM", GEMMA, GROUPED | {"layer_types": ["conv", "full_attention"]}, refused=NO_KEYS),
+    Tiny("qwen3.5, text", "Qwen3_5Text", "ForCausalLM", QWEN, _HYBRID, spare=20, refused=NO_KEYS, query_value=3),
+    Tiny("lfm2", "Lfm2", "ForCausalLM", GEMMA, _CONV, refused=NO_KEYS, query_value=2),
     Tiny("qwen3-moe", "Qwen3Moe", "ForCausalLM", QWEN, _MOE, spare=20, refused={"": "is a mixture of experts"}),
     Tiny("gemma3", "Gemma3", "ForImageTextToText", GEMMA, _GEMMA3, refused={"": "reads more than text"}),
     Tiny("roberta as a writer", "Roberta", "ForMaskedLM", ROBERTA, XL, refused=_READER),

@@ -23,7 +23,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, PreTrainedConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen3Config
 
 from .errors import DeviceError, ModelError, ParameterError
 from .measuring import count_parameters
@@ -162,7 +162,7 @@ def memory_bill(
             raise ParameterError(f"{name}={value!r}: expected a whole number from 1.")
     config = _configuration(config)
     if method == "qlora":
-        check_kind(config, BitsAndBytesConfig(load_in_4bit=True))
+        check_kind(config)
     positions = positions_of(config)
     if positions and length > positions:
         raise ParameterError(f"length={length}: this model has {positions} positions. Use shorter texts.")

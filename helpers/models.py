@@ -27,7 +27,7 @@ from transformers.utils import logging
 from .errors import ModelError, OfflineError, ParameterError
 from .hub import ENCODER, LANGUAGE_MODEL, find_model
 from .measuring import count_parameters
-from .quantization import check_kind, check_not_quantized, check_quantization, quantized_layers, settle
+from .quantization import check_kind, check_not_quantized, check_quantization, settle
 
 OPEN_LANGUAGE_MODEL = "Qwen/Qwen3-0.6B-Base"  # what "auto" means on a GPU: open, without a licence click
 WORKS = f"{ENCODER} (an encoder) or {OPEN_LANGUAGE_MODEL} (a language model)"
@@ -282,7 +282,7 @@ def _load(
             raise ParameterError("random_weights=True with a quantisation: choose one of the two.")
         check_quantization(quantization, device=device)
         check_not_quantized(config, f"{folder}/config.json")
-        check_kind(config, quantization)
+        check_kind(config)
         options |= {"quantization_config": quantization, "device_map": {"": device}}
         source += f", linear layers in {4 if quantization.load_in_4bit else 8} bits"
     missing = []
@@ -317,12 +317,12 @@ def _load(
     straighten(model)
     if quantization is None:
         model.to(device)
-    elif next(quantized_layers(model), None) or quantization.load_in_8bit:
+    elif any(type(p).__name__ in ("Params4bit", "Int8Params") for p in model.parameters()):
         settle(model)
     else:
         raise ModelError(
-            f"{folder}: not one layer of a model of type {config.model_type!r} became 4-bit, for its layers are of a "
-            f"class of its own. Use LoRA without a quantisation, or one such as {WORKS}."
+            f"{folder}: not one layer of a model of type {config.model_type!r} was quantised. Use LoRA without a "
+            f"quantisation, or one such as {WORKS}."
         )
     return model.eval(), source
 

@@ -47,23 +47,12 @@ def check_quantization(config: BitsAndBytesConfig, *, device: str = "cpu") -> No
         )
 
 
-def check_kind(config: PreTrainedConfig, quantization: BitsAndBytesConfig) -> None:
-    """Refuse kinds of model that do not go together with a quantisation.
-
-    Raises:
-        ModelError: linear layers of a class of its own, which would stay in 32 bits.
-        ParameterError: the model's code overflows in the type that its 4-bit layers compute in.
-    """
+def check_kind(config: PreTrainedConfig) -> None:
+    """Raise `ModelError` for a kind of model whose linear layers would stay as they are."""
     if config.model_type == "falcon":
         raise ModelError(
             "a model of type 'falcon' has linear layers of a class of its own, which newer versions of transformers do "
             "not quantise. Use LoRA without a quantisation, or a model such as Qwen/Qwen3-0.6B-Base."
-        )
-    compute = quantization.bnb_4bit_compute_dtype
-    if quantization.load_in_4bit and config.model_type.startswith("deberta") and compute != torch.float32:
-        raise ParameterError(
-            f"bnb_4bit_compute_dtype={compute}: over 4-bit layers the mask of a {config.model_type} model overflows in "
-            f"16 bits. Use torch.float32 here, and choose_machine(precision='float32')."
         )
 
 
@@ -86,7 +75,7 @@ def quantized_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
 
 
 def settle(model: nn.Module) -> None:
-    """Make 4-bit layers compute the same in training and evaluation, and stay what they are.
+    """Make quantised layers compute the same in training and evaluation, and stay what they are.
 
     On a CPU with AVX512-BF16, bitsandbytes 0.50 rewrites a layer's packed weights in its first
     evaluation and rounds their constants to bfloat16 for good; a layer treated so passes no
@@ -97,3 +86,14 @@ def settle(model: nn.Module) -> None:
         layer.support_avx512bf16_for_cpu = False
         if layer.bias is not None and layer.compute_dtype is not None:
             layer.bias.data = layer.bias.data.to(layer.compute_dtype)
+    if model.config.model_type.startswith("deberta"):
+        model.register_forward_pre_hook(_refuse_16_bits)
+
+
+def _refuse_16_bits(model: nn.Module, _: tuple) -> None:
+    """DeBERTa fills its mask with the least number of the layers' type, 32 bits, which no 16-bit score can hold."""
+    if torch.is_autocast_enabled(model.device.type):
+        raise ParameterError(
+            f"{torch.get_autocast_dtype(model.device.type)}: over quantised layers the mask of a "
+            f"{model.config.model_type} model overflows in 16 bits. Use choose_machine(precision='float32')."
+        )

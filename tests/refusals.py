@@ -26,7 +26,6 @@ from transformers import (
     BertConfig,
     BertModel,
     BitsAndBytesConfig,
-    DebertaV2Config,
     DistilBertConfig,
     DistilBertModel,
     Lfm2Config,
@@ -48,7 +47,6 @@ from helpers.adapters import (
 from helpers.errors import AdapterError, ModelError, ParameterError, TutorialError
 from helpers.memory import memory_bill
 from helpers.models import Classifier, load_classifier, load_encoder, transformer_blocks
-from helpers.quantization import check_kind
 
 LABELS = ["a", "b", "c"]
 TARGETS = ["query", "value"]
@@ -253,6 +251,14 @@ def own_code(folder):
     (folder / "evil.py").write_text("raise SystemExit('code of a model was executed')")
 
 
+def autocast(quantization, folder):
+    deberta = next(model for model in tiny.ENCODERS if model.config == "DebertaV2").write(folder)
+    model = load_classifier(str(deberta), LABELS, quantization=BitsAndBytesConfig(**quantization))
+    assert output(model).isfinite().all()
+    with torch.autocast("cpu", torch.bfloat16):
+        output(model)
+
+
 def billed(options, folder):
     config = LlamaConfig(**SHAPE, hidden_size=16, max_position_embeddings=256, **options.pop("config", {}))
     memory_bill(options.pop("name", config), **({"length": 64} | options))
@@ -348,6 +354,8 @@ REFUSALS = [
          unfrozen),
         ("merged", ("merged into the base", "unmerge_adapter"), merged),
     ),
+    Refusal("an adapter that could not come back, on saving", "one of a name that is not there", ("adapters default",),
+            lambda folder: save_adapter(lora(base()), folder / "adapter", name="other"), ParameterError),
     *some("the settings of LoRA", ParameterError, wanted,
         ("rank 0", ("r=0",), {"r": 0}),
         ("a rank above the matrix", ("r=17:", "query is a matrix of 16 x 16", "above 16"), {"r": 17}),
@@ -415,10 +423,11 @@ REFUSALS = [
          partial(load_encoder, quantization=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf3"))),
         ("random weights in 4 bits", ("choose one",),
          partial(load_encoder, quantization=BitsAndBytesConfig(**FOUR_BITS), random_weights=True)),
-        ("DeBERTa in 4 bits, computing in 16", ("bfloat16:", "deberta-v2", "torch.float32", "precision='float32'"),
-         partial(check_kind, DebertaV2Config(),
-                 BitsAndBytesConfig(**FOUR_BITS, bnb_4bit_compute_dtype=torch.bfloat16))),
     ),
+    *some("DeBERTa under 16 bits", ParameterError, autocast, *(
+        (f"over {bits} bits", ("bfloat16: over quantised layers", "deberta-v2", "precision='float32'"), quantization)
+        for bits, quantization in ((4, FOUR_BITS), (8, {"load_in_8bit": True}))
+    )),
     *some("the memory bill", ParameterError, lambda options, _: billed(dict(options), _),
         ("an unknown method", ("method='lorax': expected one of full, lora, qlora",), {"method": "lorax"}),
         ("an unknown type of 4 bits", ("quantization='nf3'",), {"quantization": "nf3"}),

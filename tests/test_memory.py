@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from helpers import memory
-from helpers.errors import DeviceError, ModelError, ParameterError
+from helpers.errors import DeviceError
 from helpers.measuring import quantization_constants
 from helpers.memory import CARDS, GIB, PRECISIONS, memory_bill, require_fit
 from helpers.models import transformer_blocks
@@ -182,31 +182,6 @@ def test_8_bit_state_takes_a_quarter_and_paged_state_leaves_the_card():
 
 
 # ---------------------------------------------------------------- bad input
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"method": "lorax"}, "method='lorax': expected one of full, lora, qlora"),
-        ({"quantization": "nf3"}, "quantization='nf3'"),
-        ({"precision": "int4"}, "precision='int4'"),
-        ({"optimizer": "sgd"}, "optimizer='sgd'"),
-        ({"batch": 0}, "batch=0: expected a whole number from 1"),
-        ({"rank": 0}, "rank=0"),
-        ({"length": 257}, "length=257: this model has 256 positions"),
-        ({"targets": ["q_prog"]}, "no module 'q_prog'"),
-    ],
-)
-def test_a_wrong_setting_is_named(options, message):
-    with pytest.raises(ParameterError, match=message):
-        memory_bill(LLAMA, **({"length": 64} | options))
-
-
-def test_a_wrong_model_is_named():
-    with pytest.raises(ModelError, match=r"no config\.json there"):
-        memory_bill("Llama-9")
-    with pytest.raises(ModelError, match=r"quantised already \(gptq\)"):
-        memory_bill(LlamaConfig(**SMALL, quantization_config={"quant_method": "gptq"}))
 
 
 def test_what_does_not_fit_is_refused_with_what_to_change():

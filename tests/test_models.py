@@ -29,10 +29,10 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from helpers.adapters import load_adapter
-from helpers.errors import ModelError, OfflineError, ParameterError
+from helpers.errors import ModelError, OfflineError
 from helpers.hub import ENCODER, KNOWN_MODELS, find_model, hub_reachable, source_of
 from helpers.measuring import count_parameters, fingerprint
-from helpers.models import load_classifier, load_encoder, load_language_model, transformer_blocks
+from helpers.models import load_encoder, load_language_model, transformer_blocks
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
 TINY = [
@@ -200,75 +200,11 @@ def test_a_hub_that_answers_is_reachable_unless_offline_mode_is_asked_for(monkey
         server.shutdown()
 
 
-# ---------------------------------------------------------------- bad input
-
-
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 90\n", "a Git LFS pointer.*git lfs pull"),
-        (b"<!DOCTYPE html><html>Sign in</html>", "a web page .*download it again"),
-        (b'{"a": 1', r"cut off or damaged \(7 bytes"),
-        (b"[]", "cut off or damaged"),
-        (b"\x10\0\0\0\0\0\0\0{not json at all}", "cut off or damaged"),
-    ],
-    ids=["pointer", "page", "cut off", "list", "header"],
-)
-def test_files_that_only_stand_in_for_a_model(tiny, name, content, message):
-    (tiny / name).write_bytes(content)
-    with pytest.raises(ModelError, match=rf"{name}: {message}"):
-        load_encoder(str(tiny))
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (shutil.rmtree, "there is no such folder .*cannot be a Hub id"),
-        (lambda folder: (folder / "config.json").unlink(), "not the folder of a model.*no config.json"),
-        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "a pickle, which can run"),
-        (lambda folder: (folder / "model.safetensors").rename(folder / "model-1-of-2.safetensors"), "1 of 2 files"),
-        (lambda folder: (folder / "tokenizer.json").unlink(), r"no tokenizer\.json or vocab"),
-        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "no readable tokenizer"),
-        (lambda folder: edit(folder / "config.json", hidden_size="16"), r"config\.json"),
-        (lambda folder: edit(folder / "config.json", num_attention_heads=3), r"config\.json"),
-        (lambda folder: edit(folder / "config.json", hidden_size=32), "do not fit"),
-    ],
-)
-def test_folders_that_are_no_models(tiny, damage, message):
-    damage(tiny)
-    with pytest.raises(ModelError, match=message):
-        load_encoder(str(tiny))
-
-
-def test_truncated_and_exchanged_weights(tiny, monkeypatch):
+def test_one_wrong_bit_of_a_known_model_is_noticed(tiny, monkeypatch):
     file = tiny / "model.safetensors"
     whole = file.read_bytes()
-    file.write_bytes(whole[:-100])
-    with pytest.raises(ModelError, match=rf"cut off or damaged \({len(whole) - 100:,} bytes.*not fully covered"):
-        load_encoder(str(tiny))
-    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # one bit
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     load_encoder(str(tiny))
     monkeypatch.setitem(KNOWN_MODELS, str(tiny), {"sha256": {"model.safetensors": "53aa"}})
     with pytest.raises(ModelError, match=r"SHA-256 .*, expected 53aa"):
         load_encoder(str(tiny))
-
-
-def test_weights_that_lack_a_tensor_are_not_filled_with_random_numbers(tiny):
-    weights = load_file(tiny / "model.safetensors")
-    del weights["encoder.layer.1.output.dense.weight"]
-    save_file(weights, tiny / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"the weights lack 1 tensors.*encoder\.layer\.1"):
-        load_encoder(str(tiny))
-
-
-def test_remote_code_is_refused_without_a_question(tiny):
-    edit(tiny / "config.json", model_type="surprise", auto_map={"AutoConfig": "evil.Config", "AutoModel": "evil.Model"})
-    (tiny / "evil.py").write_text("raise SystemExit('code of a model was executed')")
-    with pytest.raises(ModelError, match=r"config\.json"):
-        load_encoder(str(tiny))
-
-
-def test_a_classifier_needs_two_labels():
-    with pytest.raises(ParameterError, match="at least two"):
-        load_classifier(labels=["only"])

@@ -1,12 +1,19 @@
 """Small files of the kinds that readers bring, and what is right for each; docs/faults.md is written from them."""
 
+import contextlib
 import gzip
 import io
 import json
+import tempfile
+from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
+
+from helpers.errors import DataError
+from helpers.tasks import load_task
 
 TEXTS = [f"{what} of the {thing}" for what in ("Delay", "Praise", "Refund") for thing in ("ferry", "museum", "hostel")]
 TEXTS += [f"Notes, short and long, about day {day}" for day in range(11)]
@@ -32,6 +39,31 @@ class Case:
         if self.refused:
             return f"refused: {', '.join(self.refused)}"
         return f"read; said: {', '.join(self.said)}" if self.said else "read"
+
+    def tried(self, folder: str | Path) -> tuple[str, str]:
+        """What `load_task` does: "read" as meant and with its note, "refused", or else "silent"; and what it says."""
+        path, printed = write(Path(tempfile.mkdtemp(dir=folder)), self.files), io.StringIO()
+        try:
+            with contextlib.redirect_stdout(printed):
+                task = load_task(path, **self.options)
+        except DataError as refusal:
+            return "refused", str(refusal)
+        right = Counter(rows_of(task)) == Counter(self.rows) and [*task.splits] == ["train", "validation", "test"]
+        said = all(words in printed.getvalue() for words in self.said)
+        return "read" if right and said else "silent", printed.getvalue()
+
+
+def write(folder: Path, files: dict[str, str | bytes]) -> str:
+    """The path of the one file, or of the folder of several."""
+    for name, content in files.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(folder / name if len(files) == 1 and "/" not in name else folder)
+
+
+def rows_of(task) -> list[tuple[str, str]]:
+    return [(t, task.labels[y]) for split in task.splits for t, y in zip(task.texts(split), task.targets(split))]
 
 
 def table(rows=ROWS, separator=",", end="\n", header=("text", "label"), quote=True) -> str:

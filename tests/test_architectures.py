@@ -29,7 +29,6 @@ from helpers import (
 from helpers.adapters import check_lora, check_prompt, prompt_shape
 from helpers.errors import TutorialError
 from helpers.quantization import quantized_layers
-from tools import architectures
 
 logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -209,7 +208,3 @@ def test_folders_that_cannot_work_are_refused(name, change, said, tmp_path):
     change(next(model for model in tiny.ENCODERS + tiny.DECODERS if model.name == name).write(tmp_path))
     with pytest.raises(TutorialError, match=re.escape(said)):
         load_encoder(str(tmp_path), quiet=True)
-
-
-def test_the_page_is_this_table():
-    assert architectures.PAGE.read_text(encoding="utf-8") == architectures.page(), "python -m tools.architectures"

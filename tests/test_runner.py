@@ -88,7 +88,8 @@ def test_a_good_notebook_passes(place, monkeypatch):
     monkeypatch.setenv("JUPYTER_PATH", str(place.folder / "jupyter"))
     monkeypatch.setenv("MPLBACKEND", "Agg")
     place.write(
-        "from os import environ\nimport sys\nprint(sys.executable, environ['MARK'], environ['OMP_WAIT_POLICY'])",
+        "from os import environ\nimport sys\nprint(sys.executable, environ['MARK'], environ['OMP_WAIT_POLICY'])\n"
+        "assert environ['HF_TOKEN'] == 'hf_' + 'Planted' * 5",
         "print(seed, learning_rate, task, use_bias, sizes, results_dir)",
         "raise ValueError('skipped')",
         "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()",
@@ -241,14 +242,15 @@ def test_what_is_no_shell_command():
 # ---------------------------------------------------------------- the command
 
 
-def test_command_runs_the_rest_after_a_failure(tmp_path, monkeypatch, capsys):
+def test_command_runs_the_rest_after_a_failure(tmp_path, monkeypatch, capfd):
     bad = Place(tmp_path, "01_bad").write("1 / 0")
     good = Place(tmp_path, "02_good").write("print(task, seed)")
     table = pd.DataFrame({"test": [0.5]}, index=["LoRA"])
     monkeypatch.setattr("helpers.scoreboard.table_of", lambda folder: table, raising=False)
     parameters = ["-p", "task", "1", "-p", "seed", "7"]
     assert run.main([str(bad.path), str(good.path), "--results", str(tmp_path / "results"), *parameters]) == 1
-    out, err = capsys.readouterr()
+    out, err = capfd.readouterr()
+    assert os.environ["HF_TOKEN"] not in out + err
     lines = out.splitlines()
     assert lines[0].startswith("02_good  ") and lines[0].endswith(" s  it learned")
     assert "LoRA" in out and "1 of 2 notebooks passed" in out and lines[-1].strip() == str(good.output / "02_good.html")

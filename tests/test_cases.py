@@ -52,14 +52,15 @@ def test_every_draw_holds_every_label(tmp_path):
         assert sorted(task.targets("train")) == [0, 1, 2]
 
 
-def test_a_cut_keeps_equal_texts_together_and_every_label_everywhere(tmp_path):
+def test_a_cut_is_always_the_same_with_equal_texts_together_and_every_label_everywhere(tmp_path):
     rows = [*ROWS, *RARE, *RARE, ("Lost in town", "lost"), ("lost in town ", "fine")]
-    path = write(tmp_path, folder("csv", train=rows, test=ROWS))
-    task, again = load_task(path), load_task(path, seed=3)
-    assert task.fingerprint == again.fingerprint
-    train, validation = ({text.strip().lower() for text in task.texts(split)} for split in ("train", "validation"))
-    assert not train & validation
-    assert all(set(task.targets(split)) == {0, 1, 2} for split in ("train", "validation"))
+    for name, files in {"a": {"a.csv": table(rows)}, "b": folder("csv", train=rows, test=ROWS)}.items():
+        path = write(tmp_path / name, files)
+        task, again = load_task(path), load_task(path, seed=3)
+        assert task.name == name and task.fingerprint == again.fingerprint
+        cut = [split for split in task.splits if f"{split}.csv" not in files or split == "train"]
+        texts = [text for split in cut for text in {text.strip().lower() for text in task.texts(split)}]
+        assert len(texts) == len(set(texts)) and all(set(task.targets(split)) == {0, 1, 2} for split in cut)
 
 
 # ---------------------------------------------------------------- any table

@@ -53,20 +53,14 @@ def test_a_run_is_measured_and_recorded_with_the_agreed_fields(board):
     board.step_loss = lambda model: model(torch.ones(16, 4)).sum()
     with board.run("partial_fine_tuning", "last", depth=1) as run:
         run.model = model
-    logits = torch.eye(12)[torch.tensor(TRUTH)]
-    assert run.score("test", logits) == 100 and run.seconds > 0
+    assert run.score("test", torch.eye(12)[torch.tensor(TRUTH)]) == 100 and run.seconds > 0
     assert (run.count.trainable, run.count.total, run.adapter_bytes) == (108, 148, 432)
     assert run.step_mib * 2**20 == pytest.approx(4 * (148 + 3 * 108) + 2 * 4 + 4 * 16 * 8)  # AdamW counts its steps
     accuracy, f1 = board.records
-    assert tuple(sorted(accuracy)) == tuple(sorted(FIELDS)) and (accuracy["metric"], f1["metric"]) == (
-        "accuracy",
-        "macro_f1",
-    )
+    assert set(accuracy) == set(FIELDS) and [accuracy["metric"], f1["metric"]] == ["accuracy", "macro_f1"]
     assert accuracy["settings"] == {"train_examples": 96, "per_label": 8, "depth": 1}
     assert accuracy["versions"]["torch"] == torch.__version__ and accuracy["task_fingerprint"] == TASK.fingerprint
-
-
-def test_an_estimator_counts_with_its_weights_and_biases(board):
+    # An estimator counts with its weights and biases.
     probe = make_pipeline(StandardScaler(), LogisticRegression()).fit(np.eye(3), [0, 1, 2])
     with board.run("feature_extraction", "frozen") as run:
         run.model = [nn.Linear(2, 2).requires_grad_(False), probe]
@@ -114,16 +108,10 @@ def test_live_and_recorded_points_stand_side_by_side(board, tmp_path):
 @pytest.mark.parametrize(
     "numbers, wanted",
     [
-        ({"steps": 0}, "a whole number from 1."),
-        ({"steps": 2.0}, "a whole number from 1."),
-        ({"length": True}, "a whole number from 1."),
+        *(({"steps": wrong}, "a whole number from 1.") for wrong in (0, 2.0, True)),
+        *(({"head_learning_rate": wrong}, "a finite number above 0.") for wrong in (0, math.nan, math.inf, True)),
+        *(({"max_tokens": wrong}, "a whole number from 1 to 512.") for wrong in (0, 513)),
         ({"seed": -1}, "a whole number from 0."),
-        ({"rate": 0}, "a finite number above 0."),
-        ({"head_learning_rate": math.nan}, "a finite number above 0."),
-        ({"learning_rate": math.inf}, "a finite number above 0."),
-        ({"rate": True}, "a finite number above 0."),
-        ({"max_tokens": 513}, "a whole number from 1 to 512."),
-        ({"max_tokens": 0}, "a whole number from 1 to 512."),
     ],
 )
 def test_a_number_that_cannot_work_is_refused_at_once(numbers, wanted):
@@ -244,12 +232,10 @@ def test_notes_and_records_are_written(board, tmp_path, capsys):
     board.save()
     assert json.loads((tmp_path / "notes" / "note.json").read_text()) == {"largest difference": 0.5}
     assert len(read_records(tmp_path / "records")) == 2 and capsys.readouterr().out.startswith("2 records kept")
-    (tmp_path / "records" / "note.json").write_text("[{]")
-    with pytest.raises(DataError, match=r"note\.json, line 1: not valid JSON"):
-        read_records(tmp_path / "records")
-    (tmp_path / "records" / "note.json").write_text('[{"notebook": "x"}]')
-    with pytest.raises(DataError, match=r"note\.json, record 1: no field 'technique'"):
-        read_records(tmp_path / "records")
+    for bad, said in {"[{]": "line 1: not valid JSON", '[{"notebook": "x"}]': "record 1: no field 'technique'"}.items():
+        (tmp_path / "records" / "note.json").write_text(bad)
+        with pytest.raises(DataError, match=rf"note\.json, {said}"):
+            read_records(tmp_path / "records")
 
 
 def test_plots_draw_on_the_axes_they_are_given_and_return_them():

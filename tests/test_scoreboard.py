@@ -232,9 +232,9 @@ def test_notes_and_records_are_written(board, tmp_path, capsys):
     board.save()
     assert json.loads((tmp_path / "notes" / "note.json").read_text()) == {"largest difference": 0.5}
     assert len(read_records(tmp_path / "records")) == 2 and capsys.readouterr().out.startswith("2 records kept")
-    for bad, said in {"[{]": "line 1: not valid JSON", '[{"notebook": "x"}]': "record 1: no field 'technique'"}.items():
+    for bad, said in {"[{]": ": line 1", '[{"notebook": "x"}]': "technique", "3": "'int'", "[3]": "'int'"}.items():
         (tmp_path / "records" / "note.json").write_text(bad)
-        with pytest.raises(DataError, match=rf"note\.json, {said}"):
+        with pytest.raises(DataError, match=rf"note\.json: no list of records \(.*{said}"):
             read_records(tmp_path / "records")
 
 
@@ -247,13 +247,12 @@ def test_plots_draw_on_the_axes_they_are_given_and_return_them():
     assert len(styles) == 2 and ax.get_lines()[1].get_markerfacecolor() == "white"
     assert "nothing was recorded" in plots.lines({}, xlabel="x", ylabel="y").texts[0].get_text()
     plots.scores({"one": {"test": [50.0], "test_shifted": [40.0]}, "two": {"test": [1.0]}}, xlabel="accuracy (%)")
-    runs = plots.curves({"run": [3.0, 2.0, 1.0], "longer": [1.0] * 20}, smooth=2).get_lines()
-    assert [run.get_ydata().tolist() for run in runs] == [[3.0, 2.5, 1.5], [1.0] * 20]
+    runs = plots.curves({"run": [3.0, 2.0, 1.0], "longer": [*range(12)]}).get_lines()
+    assert [run.get_ydata().tolist()[-3:] for run in runs] == [[3.0, 2.5, 2.0], [4.5, 5.5, 6.5]]
     bill = SimpleNamespace(parts=lambda: {"weights": 50 * 2**30, "activations": 30 * 2**30})
     billed = plots.bills({"full": bill}, cards={"A": 60.0, "B": 66.0, "C": 70.0})  # B and C: 5 % of the axis apart
     assert [text.get_text() for text in billed.texts] == ["80.0", "A", "B, C"]
-    dots = plots.map2d(np.zeros((30, 2)), list(range(15)) * 2, [f"label {i} $" for i in range(15)])
-    assert len(dots.get_legend().get_texts()) == 13  # twelve labels and the rest
+    assert plots.escape("label $") == r"label \$"
     bars = plots.parts({"one": {"weights": 1.0, "rest": 2.0}, "two": {"weights": 3.0, "rest": 4.0}}, xlabel="MiB")
     assert [text.get_text() for text in bars.texts] == ["3.0", "7.0"]
     colours = [patch.get_facecolor() for patch in plots.stack(6, 2).patches if hasattr(patch, "get_boxstyle")]

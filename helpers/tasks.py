@@ -80,7 +80,6 @@ def load_task(
     *,
     train_examples: int = 0,
     seed: int = 0,
-    labels: Sequence[str] | None = None,
     text_column: str = "text",
     label_column: str = "label",
 ) -> Task:
@@ -93,9 +92,9 @@ def load_task(
             or a Hub dataset id, `"owner/name"` or `"owner/name@revision"`.
         train_examples: how many training examples to keep at most, drawn evenly from all labels with
             `seed`, at least one of each; 0 keeps all.
-        labels: the allowed labels, in order; by default those of the training split, sorted, numbers
-            by size.
         text_column, label_column: the names of the two columns in your files.
+
+    Labels are those of the training split, sorted, numbers by size.
 
     Raises:
         DataError: a file, line or column is not usable. No row is dropped or repaired.
@@ -109,9 +108,9 @@ def load_task(
     files = {"train": [path]} if path.is_file() else _split_files(path)
     rows = {split: _read_split(split, paths, (text_column, label_column)) for split, paths in files.items()}
     rows = _name_labels({split: members for split, members in rows.items() if members})
-    if ours and labels is None:
-        labels = list(json.loads((HELPDESK / "topics.json").read_text(encoding="utf-8")))
-    names = _label_names(rows, labels)
+    names = _label_names(rows)
+    if ours:  # in the order of their definitions
+        names = list(json.loads((HELPDESK / "topics.json").read_text(encoding="utf-8")))
     rows = _cut(rows)
     index = {name: number for number, name in enumerate(names)}
     digest = hashlib.sha256()
@@ -122,12 +121,12 @@ def load_task(
         rows["train"] = _draw(rows["train"], len(names), train_examples, seed)
     _print_notes(rows, names)
     splits = datasets.DatasetDict()
-    features = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(names))}
+    features = datasets.Features(text=datasets.Value("string"), label=datasets.ClassLabel(names=names))
     for split, members in rows.items():
         columns = {"text": [row.text for row in members], "label": [index[row.label] for row in members]}
-        splits[split] = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+        splits[split] = datasets.Dataset.from_dict(columns, features=features)
     name = format_of(path)[0] if path.is_file() else path.resolve().name
-    return Task(name if Path(task).expanduser().exists() else task, names, splits, digest.hexdigest())
+    return Task(name if Path(task).expanduser().exists() else task, tuple(names), splits, digest.hexdigest())
 
 
 def _find(task: str) -> Path:
@@ -153,11 +152,8 @@ def _find(task: str) -> Path:
 def _split_files(folder: Path) -> dict[str, list[Path]]:
     """The files of each split, in the layouts train.csv and data/train-00000-of-00001.parquet."""
     # Hidden folders hold copies: JupyterLab keeps .ipynb_checkpoints/train-checkpoint.csv of every file it saves.
-    found = sorted(
-        p
-        for p in folder.rglob("*")
-        if format_of(p)[1] and not any(part.startswith(".") for part in p.relative_to(folder).parts)
-    )
+    seen = [p for p in folder.rglob("*") if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    found = sorted(p for p in seen if format_of(p)[1])
     by_split: dict[str, list[Path]] = {}
     for split, names in SPLITS.items():
         # "test", "test-0001", "test-00000-of-00002" and "test-00000-of-00002-1a2b3c4d5e6f7a8b" belong to test;
@@ -179,9 +175,9 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
             f"files train, validation and test, with one of the endings {ENDINGS}; or give one single file, which is "
             f"then split for you."
         )
-    used = {p for paths in by_split.values() for p in paths}
+    used = [p for paths in by_split.values() for p in paths]
     if left := [p.name for p in found if p not in used and format_of(p)[1] != "json"]:  # .json often describes data
-        took = ", ".join(sorted(p.name for p in used))
+        took = ", ".join(p.name for p in used)
         print(f"Note: {folder}: the files of the splits are {took}; not read: {', '.join(left)}.")
     return by_split
 
@@ -208,14 +204,13 @@ def _name_labels(rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
             )
 
     def name(label: str | float | bool) -> str:
-        if isinstance(label, float):
-            return str(int(label))
+        label = int(label) if isinstance(label, float) else label
         return str(label).partition(".")[0] if whole else str(label)
 
     return {split: [replace(row, label=name(row.label)) for row in members] for split, members in rows.items()}
 
 
-def _label_names(rows: dict[str, list[Row]], allowed: Sequence[str] | None) -> tuple[str, ...]:
+def _label_names(rows: dict[str, list[Row]]) -> list[str]:
     """The names of the labels in their order, if the training split can teach them and every row has one of them."""
     train = rows["train"]
     values = {row.label for row in train}
@@ -229,21 +224,18 @@ def _label_names(rows: dict[str, list[Row]], allowed: Sequence[str] | None) -> t
             f"right column? A label must repeat to be learned."
         )
     whole = all(WHOLE.fullmatch(value) for value in values)
-    names = [str(name) for name in (allowed or sorted(values, key=int if whole else None))]
-    if whole:  # as `_name_labels` wrote those of the rows
-        names = [match[1] if (match := WHOLE.fullmatch(name)) else name for name in names]
-    known = set(names)
+    names = sorted(values, key=int if whole else None)
     for members in rows.values():
         spelled: dict[str, Row] = {}
         for row in members:
             first = spelled.setdefault(_spelling(row.label), row)
-            if allowed is None and first.label != row.label:  # but for blanks, capitals, or what nobody sees
+            if first.label != row.label:  # but for blanks, capitals, or what nobody sees
                 raise row.label_error(
                     f"{code_points(row.label, first.label)}, but {first.place} has {first.label!r}"
-                    f"{code_points(first.label, row.label)}. Write the label the same way in every line; if they are "
-                    f"really different, say labels=[...] in load_task."
+                    f"{code_points(first.label, row.label)}. Write the label the same way in every line, or other "
+                    f"words for what is really different."
                 )
-            if row.label not in known:
+            if row.label not in values:
                 alike = [name for name in names if _spelling(name) == _spelling(row.label)]
                 close = alike or difflib.get_close_matches(row.label, names, n=1)
                 hint = f" Did you mean {close[0]!r}{code_points(close[0], row.label)}?" if close else ""
@@ -252,7 +244,7 @@ def _label_names(rows: dict[str, list[Row]], allowed: Sequence[str] | None) -> t
                     f"{code_points(row.label, ''.join(names))}, which is not one of the {len(names)} labels ({shown})."
                     f"{hint} Correct it, or give the label training examples."
                 )
-    return tuple(names)
+    return names
 
 
 @cache

@@ -123,12 +123,12 @@ def test_a_bad_file_is_refused_with_line_and_column(tmp_path, name, content, mes
         load_task(write(tmp_path, {name: content}))
 
 
-def test_labels_outside_the_list_and_paths_that_lead_nowhere(tmp_path):
+def test_labels_that_training_lacks_and_paths_that_lead_nowhere(tmp_path):
     split = folder("csv", train=ROWS, validation=ROWS, test=with_row(5, label="lat"))
-    with pytest.raises(DataError, match=r"test\.csv, line 5, column 'label': found 'lat'.*Did you mean 'late'"):
+    with pytest.raises(
+        DataError, match=r"test\.csv, line 5, column 'label': found 'lat', .*2 labels \(fine, late\).*mean 'late'"
+    ):
         load_task(write(tmp_path, split))
-    with pytest.raises(DataError, match=r"found 'fine', which is not one of the 2 labels \(late, cows\)"):
-        load_task(str(tmp_path / "train.csv"), labels=["late", "cows"])
     with pytest.raises(DataError, match=r"no such file or folder.*'helpdesk'"):
         load_task("missing.csv")
 

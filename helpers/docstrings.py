@@ -65,15 +65,14 @@ class Docstrings:
     """The docstring task in one house style.
 
     `splits` maps "train", "validation" and "test" to lists of `Pair`, in an order that depends on their
-    text alone. `fingerprint` is a SHA-256 over all of them. `left_out` counts what could not be used, by
-    reason; `undocumented` has the signatures of functions that have no docstring: yours, or the test's.
+    text alone. `fingerprint` is a SHA-256 over all of them. `undocumented` has the signatures of functions
+    that have no docstring: yours, or the test's.
     """
 
     name: str
     style: str
     splits: dict[str, list[Pair]]
     fingerprint: str
-    left_out: dict[str, int] = field(repr=False)
     undocumented: list[str] = field(repr=False)
 
     def signatures(self, split: str) -> list[str]:
@@ -151,7 +150,7 @@ def load_docstrings(style: str = "google", code: str = "") -> Docstrings:
     counts = ", ".join(f"{len(pairs):,} {split}" for split, pairs in ordered.items())
     print(f"{name}: {counts}. Left out: {told}.")
     bare = sorted(set(undocumented), key=lambda signature: hashlib.sha256(signature.encode()).digest())
-    return Docstrings(name, style, ordered, digest, dict(left_out), bare)
+    return Docstrings(name, style, ordered, digest, bare)
 
 
 def mask_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, reply: str) -> dict[str, list[int]]:

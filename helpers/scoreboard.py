@@ -212,7 +212,7 @@ class Scoreboard:
     def run(
         self,
         technique: str,
-        label: str = "",
+        label: str,
         *,
         task: Task | Docstrings | None = None,
         backbone: str | None = None,
@@ -231,7 +231,6 @@ class Scoreboard:
         settings = {"train_examples": len(task.splits["train"])} | settings
         if isinstance(task, Task):
             settings.setdefault("per_label", round(settings["train_examples"] / len(task.labels)))
-        label = label or ", ".join(f"{name} {value}" for name, value in settings.items())
         about = {"notebook": self.notebook, "technique": technique, "variant": label, "settings": settings}
         counted = technique in ("majority", "tfidf")  # no model at all
         about |= {"backbone": backbone or ("none" if counted else self.backbone)}

@@ -65,9 +65,6 @@ class Record:
     values: Sequence[Any]
     header: int = 1
 
-    def get(self, column: str) -> Any:
-        return self.values[self.names.index(column)] if column in self.names else None
-
 
 def format_of(path: Path) -> tuple[str, str]:
     """The name of a file without its ending, and its format; ("", "") where it is not of a format that is read."""
@@ -114,7 +111,7 @@ def _without_labels(records: Iterable[Record], column: str) -> bool:
     """Whether no row has a label: in competitions, and where the Hub writes -1 for each."""
     if any(name.strip().lower() == column.lower() for record in records for name in record.names if name != column):
         return False  # a slip in the column's name, which `_check_columns` explains
-    labels = [record.get(column) for record in records]
+    labels = [dict(zip(record.names, record.values)).get(column) for record in records]
     return all(label is None or label != label or str(label).strip() in ("", "-1", "-1.0") for label in labels)
 
 

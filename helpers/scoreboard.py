@@ -336,7 +336,7 @@ def read_records(folder: str | Path) -> pd.DataFrame:
     for path in sorted(Path(folder).glob("*.json")):
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            lacking = [name for row in found for name in FIELDS if name not in {**row}]
+            lacking = [name for row in found for name in sorted({*FIELDS} - {**row}.keys())]
         except (ValueError, TypeError) as error:
             lacking = [error]
         if lacking:

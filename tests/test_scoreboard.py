@@ -229,7 +229,7 @@ def test_notes_and_records_are_written(board, tmp_path, capsys):
     board.save()
     assert json.loads((tmp_path / "notes" / "note.json").read_text()) == {"largest difference": 0.5}
     assert len(read_records(tmp_path / "records")) == 2 and capsys.readouterr().out.startswith("2 records kept")
-    for bad, said in {"[{]": ": line 1", '[{"notebook": "x"}]': "technique", "3": "'int'", "[3]": "'int'"}.items():
+    for bad, said in {"[{]": ": line 1", '[{"notebook": "x"}]': "adapter_bytes", "3": "'int'", "[3]": "'int'"}.items():
         (tmp_path / "records" / "note.json").write_text(bad)
         with pytest.raises(DataError, match=rf"note\.json: no list of records \(.*{said}"):
             read_records(tmp_path / "records")

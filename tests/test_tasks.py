@@ -32,11 +32,12 @@ def counted(numbers) -> bytes:
 # ---------------------------------------------------------------- accepted
 
 
-def test_a_folder_keeps_its_splits_and_the_names_of_a_hub_parquet(tmp_path):
+def test_a_folder_keeps_its_splits_and_the_names_of_a_hub_parquet(tmp_path, capsys):
     """The layout of a Hub dataset: data/train-00000-of-00001.parquet; hidden folders hold copies and are not data."""
     files = {f"data/{split}-00000-of-00001.parquet": counted([0, 1] * 3) for split in SPLITS}
     write(tmp_path / "hub", files | {".ipynb_checkpoints/train-checkpoint.csv": table()})
     task = load_task(str(tmp_path / "hub"))
+    assert "not read" not in capsys.readouterr().out
     assert task.name == "hub" and task.labels == ("no", "yes")
     assert task.texts("validation") == TEXTS[:6] and task.targets("test") == [0, 1] * 3
 

@@ -36,6 +36,10 @@ VALIDATION_SHARE, TEST_SHARE = 40, 4  # one text in so many, by the hash of its 
 SKIPPED = {"tests", "test", "testing", "site-packages", "node_modules", "build", "dist", "venv", "__pycache__"}
 SECTION = re.compile(r"^\s*(Args|Arguments|Parameters|Params):?\s*$|[:@](param|arg|parameter|argument)\b", re.M)
 LISTED = ("param", "parameter", "arg", "argument")  # how the parser calls a documented parameter
+UNDOCUMENTED = "without a docstring"
+Found = tuple[
+    list[Any], Counter[str], list[str]
+]  # usable functions, what was left out by reason, and undocumented ones
 
 
 class Pair(NamedTuple):
@@ -61,15 +65,14 @@ class Docstrings:
     """The docstring task in one house style.
 
     `splits` maps "train", "validation" and "test" to lists of `Pair`, in an order that depends on their
-    text alone. `fingerprint` is a SHA-256 over all of them. `left_out` counts what could not be used, by
-    reason; `undocumented` has the signatures of functions that have no docstring: yours, or the test's.
+    text alone. `fingerprint` is a SHA-256 over all of them. `undocumented` has the signatures of functions
+    that have no docstring: yours, or the test's.
     """
 
     name: str
     style: str
     splits: dict[str, list[Pair]]
     fingerprint: str
-    left_out: dict[str, int] = field(repr=False)
     undocumented: list[str] = field(repr=False)
 
     def signatures(self, split: str) -> list[str]:
@@ -113,7 +116,7 @@ def load_docstrings(style: str = "google", code: str = "") -> Docstrings:
     left_out: Counter[str] = Counter()
     undocumented, seen = [], set()
     if code:
-        sources = [("train", read_code(_folder(code)))]
+        sources = [("train", read_code(code))]
     else:  # the unseen ones first, so that a text that stands in both is theirs
         uses = [*((name, "test") for name in UNSEEN), *((name, "train") for name in PACKAGES)]
         sources = [(use, read_package(name)) for name, use in uses]
@@ -147,7 +150,7 @@ def load_docstrings(style: str = "google", code: str = "") -> Docstrings:
     counts = ", ".join(f"{len(pairs):,} {split}" for split, pairs in ordered.items())
     print(f"{name}: {counts}. Left out: {told}.")
     bare = sorted(set(undocumented), key=lambda signature: hashlib.sha256(signature.encode()).digest())
-    return Docstrings(name, style, ordered, digest, dict(left_out), bare)
+    return Docstrings(name, style, ordered, digest, bare)
 
 
 def mask_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, reply: str) -> dict[str, list[int]]:
@@ -237,7 +240,7 @@ def python_files(package: metadata.Distribution) -> list[Path]:
 
 
 @lru_cache
-def read_package(name: str) -> tuple[list[Any], Counter[str], list[str]]:
+def read_package(name: str) -> Found:
     """Usable functions of an installed package, what was left out, by reason, and what has no docstring."""
     try:
         package = metadata.distribution(name)
@@ -246,79 +249,66 @@ def read_package(name: str) -> tuple[list[Any], Counter[str], list[str]]:
     return _read(Path(package.locate_file("")), python_files(package), section_only=True)
 
 
-def read_code(path: Path) -> tuple[list[Any], Counter[str], list[str]]:
+def read_code(code: str) -> Found:
     """The same for a folder, or one file."""
+    path = Path(code).expanduser().resolve()
+    if not path.exists():
+        raise DataError(f"code={code!r}: there is no such folder or file (looked in {Path.cwd()}).")
     return _read(path.parent, [path]) if path.is_file() else _read(path, sorted(path.rglob("*.py")))
 
 
-def _folder(code: str) -> Path:
-    path = Path(code).expanduser()
-    if not path.exists():
-        raise DataError(f"code={code!r}: there is no such folder or file (looked in {Path.cwd()}).")
-    return path.resolve()
-
-
-def _read(
-    root: Path, files: Sequence[Path], *, section_only: bool = False
-) -> tuple[list[Any], Counter[str], list[str]]:
+def _read(root: Path, files: Sequence[Path], *, section_only: bool = False) -> Found:
     """`section_only`: do not parse files in which no parameter is documented, which saves half of the time."""
+    found, reasons, bare = [], Counter(), []
     gc.disable()  # it would look through every tree again and again: twice the seconds
     try:
-        return _read_files(root, files, section_only)
+        for file in files:
+            place = file.relative_to(root)
+            if any(part in SKIPPED or part.startswith(".") for part in place.parts[:-1]):
+                continue
+            tree = _parsed(file, section_only)
+            if isinstance(tree, str):
+                reasons[tree] += 1
+            for function in functions_of(tree) if isinstance(tree, ast.Module) else ():
+                usable = _usable(function)
+                if not isinstance(usable, str):
+                    found.append((*usable, f"{place.as_posix()}:{function.lineno}"))
+                    continue
+                reasons[usable] += 1
+                names = _names(function.args)
+                if usable == UNDOCUMENTED and function.name[0] != "_" and 1 <= len(names) <= MOST_PARAMETERS:
+                    bare.append(_first_line(function.name, names))
     finally:
         gc.enable()
-
-
-def _read_files(root: Path, files: Sequence[Path], section_only: bool) -> tuple[list[Any], Counter[str], list[str]]:
-    found, reasons, bare = [], Counter(), []
-    for file in files:
-        place = file.relative_to(root)
-        if any(part in SKIPPED or part.startswith(".") for part in place.parts[:-1]):
-            continue
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of invalid escapes in other people's strings
-                source = file.read_bytes().decode("utf-8-sig")
-                if section_only and not SECTION.search(source):
-                    continue
-                tree = ast.parse(source)
-        except UnicodeDecodeError:
-            reasons["files that are not UTF-8"] += 1
-            continue
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            reasons["files that do not parse"] += 1
-            continue
-        except OSError:
-            reasons["files that cannot be read"] += 1
-            continue
-        for function in functions_of(tree):
-            usable = _usable(function)
-            if not isinstance(usable, str):
-                found.append((*usable, f"{place.as_posix()}:{function.lineno}"))
-                continue
-            reasons[usable] += 1
-            if usable == "without a docstring" and not function.name.startswith("_"):
-                names = _names(function.args)
-                if 1 <= len(names) <= MOST_PARAMETERS:
-                    bare.append(_first_line(function.name, names))
     return found, reasons, bare
+
+
+def _parsed(file: Path, section_only: bool) -> ast.Module | str | None:
+    """The tree of a file, or why there is none; nothing where it need not be parsed."""
+    try:
+        source = file.read_bytes().decode("utf-8-sig")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of invalid escapes in other people's strings
+            return None if section_only and not SECTION.search(source) else ast.parse(source)
+    except UnicodeDecodeError:
+        return "files that are not UTF-8"
+    except OSError:
+        return "files that cannot be read"
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return "files that do not parse"
 
 
 def _usable(node: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[str, str, tuple] | str:
     """Signature, summary and (name, description) of each parameter, or why the function cannot be used."""
-    text = ast.get_docstring(node)
+    text, names = ast.get_docstring(node), _names(node.args)
     if not text:
-        return "without a docstring"
-    if not (names := _names(node.args)):
-        return "without parameters"
-    if len(names) > MOST_PARAMETERS:
-        return f"with more than {MOST_PARAMETERS} parameters"
-    if not SECTION.search(text):
-        return "with no parameters documented in a known style"
+        return UNDOCUMENTED
+    if not 1 <= len(names) <= MOST_PARAMETERS:
+        return f"with more than {MOST_PARAMETERS} parameters" if names else "without parameters"
     try:
-        found = parse(text)
+        found = parse(text if SECTION.search(text) else "")
     except ParseError:
-        return "with no parameters documented in a known style"
+        found = parse("")
     listed = [part for part in found.params if part.args[0] in LISTED]
     if not listed:
         return "with no parameters documented in a known style"

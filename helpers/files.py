@@ -65,9 +65,6 @@ class Record:
     values: Sequence[Any]
     header: int = 1
 
-    def get(self, column: str) -> Any:
-        return self.values[self.names.index(column)] if column in self.names else None
-
 
 def format_of(path: Path) -> tuple[str, str]:
     """The name of a file without its ending, and its format; ("", "") where it is not of a format that is read."""
@@ -114,29 +111,25 @@ def _without_labels(records: Iterable[Record], column: str) -> bool:
     """Whether no row has a label: in competitions, and where the Hub writes -1 for each."""
     if any(name.strip().lower() == column.lower() for record in records for name in record.names if name != column):
         return False  # a slip in the column's name, which `_check_columns` explains
-    labels = [record.get(column) for record in records]
+    labels = [dict(zip(record.names, record.values)).get(column) for record in records]
     return all(label is None or label != label or str(label).strip() in ("", "-1", "-1.0") for label in labels)
 
 
 def _check_columns(path: Path, record: Record, needed: Sequence[str], records: Sequence[Record]) -> None:
     found, place = list(record.names), f"{path}, line {record.header}"
-    for column in needed:
-        if found.count(column) > 1:
-            raise DataError(
-                f"{place}, column '{column}': stands twice, and only one would be read. Rename or remove one."
-            )
+    if double := [column for column in needed if found.count(column) > 1]:
+        raise DataError(f"{place}, column '{double[0]}': stands twice, and only one can be read. Rename or remove one.")
     lacking = [column for column in needed if column not in found]
     if not lacking:
         return
     if chat := CHATS.intersection(found):
         raise DataError(
-            f"{place}, column '{lacking[0]}': missing; the column {min(chat)!r} says that this is a chat file, which "
-            f"trains a model to reply. This task sorts texts into labels: write one row for each text, with the user's "
-            f'message as text and the expected answer as label, such as {{"{needed[0]}": "...", "{needed[1]}": "..."}}.'
+            f"{place}, column '{lacking[0]}': missing; the column {min(chat)!r} says that this is a chat file. Here "
+            f'texts get labels: write one row for each text, such as {{"{needed[0]}": "...", "{needed[1]}": "..."}}.'
         )
     if inner := [name for name, value in zip(found, record.values) if isinstance(value, list) and len(records) == 1]:
         raise DataError(
-            f"{place}, column '{lacking[0]}': missing; the file is one object, and its {inner[0]!r} is a list. If that "
+            f"{place}, column '{lacking[0]}': missing; the file is one object, and its {inner[0]!r} is a list. If it "
             f"holds the rows, save the list alone."
         )
     if len(lacking) == 2 and record.line != record.header and _is_a_row(found, records):
@@ -161,11 +154,8 @@ def _is_a_row(names: list[str], records: Sequence[Record]) -> bool:
 def _check_row(row: Row, first: Row) -> None:
     for column, value in zip(row.columns, (row.text, row.label)):
         if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
-            raise row.error(
-                column,
-                f"found {value[:40]!r}, which holds half a character (a lone surrogate). Write the file again from the "
-                f"original text, as UTF-8.",
-            )
+            said = f"found {value[:40]!r}, which holds half a character (a lone surrogate). Write the file anew."
+            raise row.error(column, said)
         blank = not any(map(_is_seen, value)) if isinstance(value, str) else value is None or value != value
         if blank:
             shown = f"{value!r}{code_points(value)}" if isinstance(value, str) else repr(value)
@@ -178,10 +168,8 @@ def _check_row(row: Row, first: Row) -> None:
         remedy = "Keep one label for each text." if kind is list else "If it is the name of a label, write it as text."
         raise row.label_error(f" ({kind.__name__}), expected one name or one whole number. {remedy}")
     if kind is not expected:
-        raise row.label_error(
-            f" ({kind.__name__}), but {first.place} has {first.label!r} ({expected.__name__}). Write all labels the "
-            f"same way."
-        )
+        other = f"{first.place} has {first.label!r} ({expected.__name__})"
+        raise row.label_error(f" ({kind.__name__}), but {other}. Write all labels the same way.")
 
 
 def code_points(text: str, other: str = "") -> str:
@@ -192,15 +180,11 @@ def code_points(text: str, other: str = "") -> str:
 
 
 def _note_missing(rows: list[Row]) -> None:
-    found = [(row, column) for row in rows for column, value in zip(row.columns, (row.text, row.label))
-             if value.strip() in MISSING]  # fmt: skip
-    if found:
-        row, column = found[0]
-        value = row.text if column == row.columns[0] else row.label
-        print(
-            f"Note: {row.place}, column '{column}': {value!r} is kept as a word, as are {len(found)} such fields in "
-            f"all; pandas would read this as missing."
-        )
+    fields = ((row.place, *field) for row in rows for field in zip(row.columns, (row.text, row.label)))
+    if found := [field for field in fields if field[2].strip() in MISSING]:
+        place, column, value = found[0]
+        told = f"{value!r} is kept as a word, as are {len(found)} such fields in all"
+        print(f"Note: {place}, column '{column}': {told}; pandas would read this as missing.")
 
 
 # ---------------------------------------------------------------- text
@@ -215,10 +199,7 @@ def _decode(path: Path) -> str:
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{path}, line 1: not a complete gzip file ({error}). Copy or download it again.") from None
     if raw.startswith(b"PK\x03\x04"):
-        raise DataError(
-            f"{path}, line 1: a ZIP archive or an Excel workbook, whatever its name. Unpack it, or in Excel save it as "
-            f"'CSV UTF-8'."
-        )
+        raise DataError(f"{path}, line 1: a ZIP archive or an Excel workbook. Unpack it, or save it as 'CSV UTF-8'.")
     try:
         text = raw.decode("utf-8-sig")
         if raw.count(0) > len(raw) // 4:  # UTF-16 without its mark passes as UTF-8 full of zero bytes
@@ -262,13 +243,11 @@ def _read_table(path: Path, needed: tuple[str, str]) -> list[Record]:
     (at, _, header), *rows = parse(path, lines, start, separator, needed) or [(1, 1, [])]
     for first, _, fields in rows:
         if len(fields) != len(header):
+            place = f"{path}, line {first}, column {min(len(fields), len(header)) + 1}"
             remedy = f"Put texts that contain {separator!r} or line breaks in double quotes."
             if separator == "\t":
                 remedy = "Write a space for each tab and each line break inside a text."
-            raise DataError(
-                f"{path}, line {first}, column {min(len(fields), len(header)) + 1}: found {len(fields)} fields, "
-                f"the header has {len(header)}. {remedy}"
-            )
+            raise DataError(f"{place}: found {len(fields)} fields, the header has {len(header)}. {remedy}")
     return [Record(first, header, fields, at) for first, _, fields in rows]
 
 
@@ -291,13 +270,10 @@ def _parse(path: Path, lines: list[str], start: int, separator: str, quoting: in
     except csv.Error as error:
         remedy = "Write a space for each line break inside a text."
         if quoting != csv.QUOTE_NONE:
-            remedy = (
-                "Put a text that holds a double quote or a line break in double quotes and write each one inside it "
-                'twice ("He said ""yes"""); close the last quote of the file.'
-            )
-        raise DataError(
-            f"{path}, line {first}: not valid CSV ({error}, in line {start + reader.line_num}). {remedy}"
-        ) from None
+            remedy = "Put a text with double quotes or line breaks in double quotes and write each one inside it twice "
+            remedy += '("He said ""yes"""); close the last quote of the file.'
+        told = f"not valid CSV ({error}, in line {start + reader.line_num})"
+        raise DataError(f"{path}, line {first}: {told}. {remedy}") from None
     return rows
 
 
@@ -305,10 +281,9 @@ def _read_quoted(path: Path, lines: list[str], start: int, separator: str, neede
     rows = _parse(path, lines, start, separator, csv.QUOTE_MINIMAL)
     for first, last, at in _merged(lines, rows, separator, needed[1]):
         raise DataError(
-            f"{path}, line {first} to line {last}, column '{needed[0]}': one field in double quotes holds several "
-            f"lines, and line {at} looks like a row of its own ({lines[at - 1].strip()[:60]!r}). If these are rows, "
-            f"write the double quote that begins the text three times and end the text with one more; if it is one "
-            f"text, write spaces for its line breaks."
+            f"{path}, line {first} to line {last}, column '{needed[0]}': all in one pair of double quotes, but line "
+            f"{at} looks like a row of its own ({lines[at - 1].strip()[:60]!r}). If these are rows, write the quote "
+            f"that begins the text three times and one more at its end; if not, write spaces for line breaks."
         )
     return rows
 
@@ -353,18 +328,15 @@ def _read_tabbed(path: Path, lines: list[str], start: int, separator: str, neede
         return _read_quoted(path, lines, start, separator, needed)
     if len(quoted) == len(plain):  # the texts are the same but for their quotes; Excel quotes for a comma too
         needless = [first for first, field in marked if not re.search('[",]', field[1:-1])]
-        print(
-            f"Note: {path}, line {(needless or marked[0])[0]}: double quotes around a field are read as "
-            f"{'characters of it' if needless else 'marks that are no part of it'}."
-        )
+        place, what = (needless or marked[0])[0], "characters of it" if needless else "marks that are no part of it"
+        print(f"Note: {path}, line {place}: double quotes around a field are read as {what}.")
         return plain if needless else quoted
     merged = {first for first, _, _ in _merged(lines, quoted, separator, needed[1])}
     for first, last, _ in quoted:
         if last > first and first not in merged:
-            raise DataError(
-                f"{path}, line {first} to line {last}: either one text in double quotes with a line break, or rows of "
-                f"their own. Write spaces for line breaks and tabs inside texts, and no double quotes around them."
-            )
+            told = "either one text in double quotes with a line break, or rows of their own. Write spaces for line "
+            told += "breaks and tabs inside texts, and no double quotes around them."
+            raise DataError(f"{path}, line {first} to line {last}: {told}")
     return plain
 
 
@@ -418,10 +390,8 @@ def _read_parquet(path: Path, needed: tuple[str, str]) -> list[Record]:
             table = file.read(columns=list(needed))
         rows = [[row[name] for name in needed] for row in table.to_pylist()]
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(
-            f"{path}, line 1: not a complete Parquet file ({path.stat().st_size:,} bytes; "
-            f"{str(error).splitlines()[0]}). Copy or download it again."
-        ) from None
+        told = f"{path.stat().st_size:,} bytes; {str(error).splitlines()[0]}"
+        raise DataError(f"{path}, line 1: not a complete Parquet file ({told}). Copy or download it again.") from None
     # Hub datasets store labels as numbers and their names in the file's own metadata; -1 stands for no label.
     try:
         names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][needed[1]]["names"]
@@ -429,9 +399,8 @@ def _read_parquet(path: Path, needed: tuple[str, str]) -> list[Record]:
         names = None
     for number, row in enumerate(rows if names and any(row[1] != -1 for row in rows) else (), 1):
         if not isinstance(row[1], int) or not 0 <= row[1] < len(names):
-            raise Row(path, number, *row, needed).label_error(
-                f", but the file lists {len(names)} label names. Correct the label."
-            )
+            told = f", but the file lists {len(names)} label names. Correct the label."
+            raise Row(path, number, *row, needed).label_error(told)
         row[1] = names[row[1]]
     return [Record(number, needed, row) for number, row in enumerate(rows, 1)]
 

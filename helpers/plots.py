@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Okabe and Ito (2008), "Color Universal Design".
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 SHAPES = "\u25cf\u25a0\u25b2\u25c6"  # the first four markers, in a text
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h", "d")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 HATCHES = ("", "//", "..", "xx", "\\\\")
 LINES = ("-", "--", "-.", ":")
 # Of a training step's memory: a part has one colour in every figure.
@@ -43,13 +43,8 @@ def _mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
 
 def lines(
     series: Mapping[str, Mapping[float, Sequence[float]]],
-    *,
-    xlabel: str,
-    ylabel: str,
-    title: str = "",
-    log_x: bool = False,
-    ax: Axes | None = None,
-) -> Axes:
+    *, xlabel: str, ylabel: str, log_x: bool = False, ax: Axes | None = None,
+) -> Axes:  # fmt: skip
     """Draw one line a series through the means, with a band of one standard deviation, its name at its end.
 
     Args:
@@ -75,16 +70,14 @@ def lines(
     if len(ticks) <= 12:
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.minorticks_off()
-    ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.grid(alpha=0.3)
     if len(series) > 1:
         ax.legend(frameon=False)
     return ax
 
 
-def scores(
-    rows: Mapping[str, Mapping[str, Sequence[float]]], *, xlabel: str, title: str = "", ax: Axes | None = None
-) -> Axes:
+def scores(rows: Mapping[str, Mapping[str, Sequence[float]]], *, xlabel: str, ax: Axes | None = None) -> Axes:
     """Draw horizontal points, one row a name and one marker a group, with a bar of one standard deviation.
 
     Args:
@@ -99,12 +92,11 @@ def scores(
         height = np.array(at) + 0.12 * (number - (len(groups) - 1) / 2)
         style = {"color": COLOURS[number], "marker": MARKERS[number], "linestyle": "none", "label": group}
         ax.errorbar(mean, height, xerr=spread, **style)
+        style = {"xytext": (0, 8 - 25 * number), "textcoords": "offset points", "ha": "center", "fontsize": 8}
         for x, y in zip(mean, at):
-            offset = (0, 8 - 25 * number)
-            ax.annotate(f"{x:.1f}", (x, y), xytext=offset, textcoords="offset points", ha="center", fontsize=8)
+            ax.annotate(f"{x:.1f}", (x, y), **style)
     ax.set_yticks(range(len(rows)), list(rows))
-    ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.set(xlabel=xlabel, title=title)
+    ax.set(xlabel=xlabel, ylim=(len(rows) - 0.4, -0.6))
     ax.grid(axis="x", alpha=0.3)
     if len(groups) > 1:
         ax.legend(frameon=False, loc="best")
@@ -223,7 +215,7 @@ def bills(
     return ax
 
 
-def levels(values: np.ndarray, of_types: Mapping[str, np.ndarray], *, title: str = "", ax: Axes | None = None) -> Axes:
+def levels(values: np.ndarray, of_types: Mapping[str, np.ndarray], *, ax: Axes | None = None) -> Axes:
     """Draw a histogram of scaled weights, and below it one row of marks a data type: the values it can hold.
 
     Args:
@@ -236,48 +228,20 @@ def levels(values: np.ndarray, of_types: Mapping[str, np.ndarray], *, title: str
     for number, (name, marks) in enumerate(of_types.items()):
         style = {"color": COLOURS[number], "marker": MARKERS[number], "linestyle": "none"}
         ax.plot(marks, np.full(len(marks), -step * (number + 1)), label=name, **style)
-    ax.set_yticks([])
-    ax.set(xlabel="weight / scale of its block", ylabel="density", title=title)
+    ax.set(xlabel="weight / scale of its block", ylabel="density", yticks=[])
     ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return ax
 
 
-def curves(losses: Mapping[str, Sequence[float]], *, smooth: int = 10, title: str = "", ax: Axes | None = None) -> Axes:
-    """Draw the training loss over the steps, one line a run, as a running mean over `smooth` steps."""
+def curves(losses: Mapping[str, Sequence[float]], *, title: str = "", ax: Axes | None = None) -> Axes:
+    """Draw the training loss over the steps, one line a run, as a running mean over ten steps."""
     ax = _axes(ax)
     for number, (name, values) in enumerate(losses.items()):
-        means = pd.Series(values, dtype=float).rolling(smooth, 1).mean()
-        style = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number % len(LINES)]}
-        ax.plot(means, label=name, **style)
-    ax.set(xlabel="training step", ylabel=f"loss (nats, mean of {smooth} steps)", title=title, ylim=(0, None))
+        means = pd.Series(values, dtype=float).rolling(10, 1).mean()
+        ax.plot(means, label=name, color=COLOURS[number % len(COLOURS)], linestyle=LINES[number % len(LINES)])
+    ax.set(xlabel="training step", ylabel="loss (nats, mean of 10 steps)", title=title, ylim=(0, None))
     ax.grid(alpha=0.3)
     ax.legend(frameon=False)
-    return ax
-
-
-def map2d(
-    points: np.ndarray, targets: Sequence[int], labels: Sequence[str], *, title: str = "", ax: Axes | None = None
-) -> Axes:
-    """Draw texts as points in the plane, coloured and marked by label.
-
-    Args:
-        points: coordinates, shape (texts, 2).
-        targets: the label index of each text.
-        labels: the names; with more than 12 only the 12 most frequent are told apart.
-    """
-    ax = _axes(ax, (7.5, 5.0))
-    targets = np.asarray(targets)
-    frequent = np.argsort(-np.bincount(targets, minlength=len(labels)), kind="stable")[:12]
-    others = ~np.isin(targets, frequent)
-    if others.any():
-        ax.scatter(*points[others].T, s=8, color="#DDDDDD", label="other labels")
-    for number, index in enumerate(sorted(frequent)):
-        colour = COLOURS[number % len(COLOURS)]
-        style = {"edgecolors": colour, "facecolors": colour if number < len(COLOURS) else "none"}
-        style |= {"marker": MARKERS[number], "label": escape(labels[index])}
-        ax.scatter(*points[targets == index].T, s=16, alpha=0.8, linewidths=0.9, **style)
-    ax.set(title=title, xlabel="first direction (no unit)", ylabel="second direction (no unit)")
-    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
     return ax
 
 

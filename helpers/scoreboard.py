@@ -103,22 +103,16 @@ class Run:
         self.marks: dict[str, dict[str, np.ndarray]] = {}
 
     def __enter__(self) -> Run:
-        if self.board.machine.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
         torch.manual_seed(self.board.seed)
         self.started = time.perf_counter()
         return self
 
     def __exit__(self, failure: type | None, *_: object) -> None:
-        on_card = self.board.machine.device == "cuda"
-        if on_card:
+        if self.board.machine.device == "cuda":
             torch.cuda.synchronize()
         self.seconds = time.perf_counter() - self.started
         if failure or self.model is None:
             return
-        if on_card:
-            peak = torch.cuda.max_memory_allocated() / 2**20
-            self.board.note(f"allocator peak, MiB: {self.about['technique']}, {self.about['variant']}", peak)
         parts = self.model if isinstance(self.model, list | tuple) else [self.model]
         modules = [part for part in parts if isinstance(part, nn.Module)]
         self.count = count_parameters(*modules)
@@ -218,7 +212,7 @@ class Scoreboard:
     def run(
         self,
         technique: str,
-        label: str = "",
+        label: str,
         *,
         task: Task | Docstrings | None = None,
         backbone: str | None = None,
@@ -237,7 +231,6 @@ class Scoreboard:
         settings = {"train_examples": len(task.splits["train"])} | settings
         if isinstance(task, Task):
             settings.setdefault("per_label", round(settings["train_examples"] / len(task.labels)))
-        label = label or ", ".join(f"{name} {value}" for name, value in settings.items())
         about = {"notebook": self.notebook, "technique": technique, "variant": label, "settings": settings}
         counted = technique in ("majority", "tfidf")  # no model at all
         about |= {"backbone": backbone or ("none" if counted else self.backbone)}
@@ -337,20 +330,17 @@ def read_records(folder: str | Path) -> pd.DataFrame:
     """All records of the `*.json` files in a folder, one row each.
 
     Raises:
-        DataError: a file is not JSON or a record lacks a field; names file and record.
+        DataError: a file is not JSON or a record lacks a field; names file and fault.
     """
     rows: list[dict[str, Any]] = []
     for path in sorted(Path(folder).glob("*.json")):
-        remedy = "Delete the file and run its notebook again."
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}). {remedy}") from None
-        if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
-            raise DataError(f"{path}, line 1: expected a list of records. {remedy}")
-        for number, row in enumerate(found, 1):
-            if missing := [name for name in FIELDS if name not in row]:
-                raise DataError(f"{path}, record {number}: no field {missing[0]!r}. {remedy}")
+            lacking = [name for row in found for name in sorted({*FIELDS} - {**row}.keys())]
+        except (ValueError, TypeError) as error:
+            lacking = [error]
+        if lacking:
+            raise DataError(f"{path}: no list of records ({lacking[0]}). Delete the file and run its notebook again.")
         rows += found
     return pd.DataFrame(rows, columns=[*FIELDS, "command", "date", "hardware"])
 

@@ -80,7 +80,6 @@ def load_task(
     *,
     train_examples: int = 0,
     seed: int = 0,
-    labels: Sequence[str] | None = None,
     text_column: str = "text",
     label_column: str = "label",
 ) -> Task:
@@ -93,9 +92,9 @@ def load_task(
             or a Hub dataset id, `"owner/name"` or `"owner/name@revision"`.
         train_examples: how many training examples to keep at most, drawn evenly from all labels with
             `seed`, at least one of each; 0 keeps all.
-        labels: the allowed labels, in order; by default those of the training split, sorted, numbers
-            by size.
         text_column, label_column: the names of the two columns in your files.
+
+    Labels are those of the training split, sorted, numbers by size.
 
     Raises:
         DataError: a file, line or column is not usable. No row is dropped or repaired.
@@ -109,9 +108,9 @@ def load_task(
     files = {"train": [path]} if path.is_file() else _split_files(path)
     rows = {split: _read_split(split, paths, (text_column, label_column)) for split, paths in files.items()}
     rows = _name_labels({split: members for split, members in rows.items() if members})
-    if ours and labels is None:
-        labels = list(json.loads((HELPDESK / "topics.json").read_text(encoding="utf-8")))
-    names = _label_names(rows, labels)
+    names = _label_names(rows)
+    if ours:  # in the order of their definitions
+        names = list(json.loads((HELPDESK / "topics.json").read_text(encoding="utf-8")))
     rows = _cut(rows)
     index = {name: number for number, name in enumerate(names)}
     digest = hashlib.sha256()
@@ -122,12 +121,12 @@ def load_task(
         rows["train"] = _draw(rows["train"], len(names), train_examples, seed)
     _print_notes(rows, names)
     splits = datasets.DatasetDict()
-    features = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(names))}
+    features = datasets.Features(text=datasets.Value("string"), label=datasets.ClassLabel(names=names))
     for split, members in rows.items():
         columns = {"text": [row.text for row in members], "label": [index[row.label] for row in members]}
-        splits[split] = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+        splits[split] = datasets.Dataset.from_dict(columns, features=features)
     name = format_of(path)[0] if path.is_file() else path.resolve().name
-    return Task(name if Path(task).expanduser().exists() else task, names, splits, digest.hexdigest())
+    return Task(name if Path(task).expanduser().exists() else task, tuple(names), splits, digest.hexdigest())
 
 
 def _find(task: str) -> Path:
@@ -137,27 +136,21 @@ def _find(task: str) -> Path:
     is_hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", task)
     if format_of(path)[1] or path.is_absolute() or not is_hub_id:
         raise DataError(
-            f"task={task!r}: there is no such file or folder (looked in {Path.cwd()}). Give a path to a file that ends "
-            f"in {ENDINGS}, a folder with train, validation and test files, a Hub dataset id such as "
-            f"'owner/name', or 'helpdesk'."
+            f"task={task!r}: there is no such file or folder (looked in {Path.cwd()}). Give a file ({ENDINGS}), a "
+            f"folder with train, validation and test files, a Hub dataset id such as 'owner/name', or 'helpdesk'."
         )
     try:
         return fetch_dataset(task)
     except OfflineError as error:
-        raise OfflineError(
-            f"{error} There is no file or folder {task!r} in {Path.cwd()} either; these, and task='helpdesk', need no "
-            f"network."
-        ) from None
+        instead = f"There is no file or folder {task!r} in {Path.cwd()} either; these, and task='helpdesk', need no"
+        raise OfflineError(f"{error} {instead} network.") from None
 
 
 def _split_files(folder: Path) -> dict[str, list[Path]]:
     """The files of each split, in the layouts train.csv and data/train-00000-of-00001.parquet."""
     # Hidden folders hold copies: JupyterLab keeps .ipynb_checkpoints/train-checkpoint.csv of every file it saves.
-    found = sorted(
-        p
-        for p in folder.rglob("*")
-        if format_of(p)[1] and not any(part.startswith(".") for part in p.relative_to(folder).parts)
-    )
+    seen = [p for p in folder.rglob("*") if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    found = sorted(p for p in seen if format_of(p)[1])
     by_split: dict[str, list[Path]] = {}
     for split, names in SPLITS.items():
         # "test", "test-0001", "test-00000-of-00002" and "test-00000-of-00002-1a2b3c4d5e6f7a8b" belong to test;
@@ -176,12 +169,11 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
     if "train" not in by_split:
         raise DataError(
             f"{folder}: found {', '.join(p.name for p in found) or 'no data files'}, but no file for train. Name the "
-            f"files train, validation and test, with one of the endings {ENDINGS}; or give one single file, which is "
-            f"then split for you."
+            f"files train, validation and test, with the endings {ENDINGS}; or give one file, which is split for you."
         )
-    used = {p for paths in by_split.values() for p in paths}
+    used = [p for paths in by_split.values() for p in paths]
     if left := [p.name for p in found if p not in used and format_of(p)[1] != "json"]:  # .json often describes data
-        took = ", ".join(sorted(p.name for p in used))
+        took = ", ".join(p.name for p in used)
         print(f"Note: {folder}: the files of the splits are {took}; not read: {', '.join(left)}.")
     return by_split
 
@@ -202,57 +194,45 @@ def _name_labels(rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
     for row in every if whole else ():
         styles.setdefault((row.file, "." in str(row.label)), row)
         if other := styles.get((row.file, "." not in str(row.label))):
-            raise row.label_error(
-                f", but {other.place} has {other.label!r}: two spellings of whole numbers, as where two exports were "
-                f"joined. Write all labels the same way."
-            )
+            told = f"{other.place} has {other.label!r}: two spellings of whole numbers, as in two exports joined"
+            raise row.label_error(f", but {told}. Write all labels the same way.")
 
     def name(label: str | float | bool) -> str:
-        if isinstance(label, float):
-            return str(int(label))
+        label = int(label) if isinstance(label, float) else label
         return str(label).partition(".")[0] if whole else str(label)
 
     return {split: [replace(row, label=name(row.label)) for row in members] for split, members in rows.items()}
 
 
-def _label_names(rows: dict[str, list[Row]], allowed: Sequence[str] | None) -> tuple[str, ...]:
+def _label_names(rows: dict[str, list[Row]]) -> list[str]:
     """The names of the labels in their order, if the training split can teach them and every row has one of them."""
     train = rows["train"]
     values = {row.label for row in train}
     if len(values) < 2:
-        raise train[0].label_error(
-            f" in all {len(train)} lines: one single label. A classifier needs at least two; is this the right column?"
-        )
+        told = f"in all {len(train)} lines: one single label. A classifier needs two"
+        raise train[0].label_error(f" {told}; is this the right column?")
     if len(train) <= len(values):
-        raise train[0].label_error(
-            f"; {len(train)} training examples have {len(values)} labels, so no label has a second one. Is this the "
-            f"right column? A label must repeat to be learned."
-        )
+        told = f"{len(train)} training examples have {len(values)} labels. A label must repeat to be learned"
+        raise train[0].label_error(f"; {told}; is this the right column?")
     whole = all(WHOLE.fullmatch(value) for value in values)
-    names = [str(name) for name in (allowed or sorted(values, key=int if whole else None))]
-    if whole:  # as `_name_labels` wrote those of the rows
-        names = [match[1] if (match := WHOLE.fullmatch(name)) else name for name in names]
-    known = set(names)
+    names = sorted(values, key=int if whole else None)
     for members in rows.values():
         spelled: dict[str, Row] = {}
         for row in members:
             first = spelled.setdefault(_spelling(row.label), row)
-            if allowed is None and first.label != row.label:  # but for blanks, capitals, or what nobody sees
-                raise row.label_error(
-                    f"{code_points(row.label, first.label)}, but {first.place} has {first.label!r}"
-                    f"{code_points(first.label, row.label)}. Write the label the same way in every line; if they are "
-                    f"really different, say labels=[...] in load_task."
-                )
-            if row.label not in known:
+            if first.label != row.label:  # but for blanks, capitals, or what nobody sees
+                one, other = code_points(row.label, first.label), code_points(first.label, row.label)
+                remedy = "Write the label the same way in every line, or other words for what is really different."
+                raise row.label_error(f"{one}, but {first.place} has {first.label!r}{other}. {remedy}")
+            if row.label not in values:
                 alike = [name for name in names if _spelling(name) == _spelling(row.label)]
                 close = alike or difflib.get_close_matches(row.label, names, n=1)
                 hint = f" Did you mean {close[0]!r}{code_points(close[0], row.label)}?" if close else ""
                 shown = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
-                raise row.label_error(
-                    f"{code_points(row.label, ''.join(names))}, which is not one of the {len(names)} labels ({shown})."
-                    f"{hint} Correct it, or give the label training examples."
-                )
-    return tuple(names)
+                told = f"which is not one of the {len(names)} labels ({shown}).{hint}"
+                unlike = code_points(row.label, "".join(names))
+                raise row.label_error(f"{unlike}, {told} Correct it, or give the label training examples.")
+    return names
 
 
 @cache
@@ -278,11 +258,9 @@ def _cut(rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
     for label, wordings in sorted(of_label.items(), key=lambda item: len(item[1])):  # a text may have several labels
         if len(wordings) <= len(shares):
             row = next(row for row in rows["train"] if row.label == label)
-            raise row.label_error(
-                f" with {len(wordings)} different text(s) in what training, {' and '.join(sorted(shares))} are cut "
-                f"from; at least {len(shares) + 1} are needed, one each. Add examples, merge the label with another, "
-                f"or remove it."
-            )
+            told = f"{len(wordings)} different text(s) for training, {' and '.join(sorted(shares))}; at least"
+            remedy = "Add examples, merge the label with another, or remove it."
+            raise row.label_error(f" with {told} {len(shares) + 1} are needed, one each. {remedy}")
         free = [wording for wording in wordings if wording not in placed]
         order.shuffle(free)
         for split, share in shares.items():
@@ -290,8 +268,9 @@ def _cut(rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
             for _ in range(min(max(1, round(share * len(wordings))) - there, len(free) - 1)):
                 placed[free.pop()] = split
         placed.update(dict.fromkeys(free, "train"))
-    result = {split: [] if split in shares or split == "train" else rows[split] for split in SPLITS
-              if split in shares or split in rows}  # fmt: skip
+    result = {
+        split: [] if split in (*shares, "train") else rows[split] for split in SPLITS if split in {**rows, **shares}
+    }
     for wording, split in placed.items():
         result[split] += groups[wording]
     sizes = ", ".join(f"{len(result[split])} for {split}" for split in result if split in ("train", *shares))
@@ -302,9 +281,7 @@ def _cut(rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
 
 def _draw(rows: list[Row], classes: int, wanted: int, seed: int) -> list[Row]:
     if wanted < classes:
-        raise ParameterError(
-            f"train_examples={wanted}: expected 0 (all), or a number from {classes} (one for each label) up."
-        )
+        raise ParameterError(f"train_examples={wanted}: expected 0 (all), or a number from {classes}, one a label.")
     if wanted > len(rows):  # the notebooks' default must not refuse a small file
         print(f"Note: train_examples={wanted}, but there are {len(rows)} for training: all of them are used.")
     by_label: dict[Any, list[Row]] = defaultdict(list)

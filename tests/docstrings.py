@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections import defaultdict
 from functools import lru_cache
+from itertools import islice, zip_longest
 from pathlib import Path
 
 SITE_PACKAGES = Path(sysconfig.get_paths()["purelib"])
@@ -39,31 +40,18 @@ def _paragraphs() -> list[tuple[tuple[str, ...], str]]:
     return found
 
 
-def collect(depth: int) -> dict[str, list[str]]:
-    """Each paragraph once, by the first `depth` parts of its module's name."""
+def write_csv(path: Path, *, rows: int, labels: int, depth: int) -> None:
+    """Write `rows` rows of the `labels` most frequent labels in turns: the first `depth` parts of a module's name."""
     found: dict[str, dict[str, None]] = defaultdict(dict)
     with _parsing:
         paragraphs = _paragraphs()
     for parts, text in paragraphs:
         found[".".join(parts[:depth])][text] = None
-    return {label: list(texts) for label, texts in found.items()}
-
-
-def write_csv(path: Path, *, rows: int, labels: int, depth: int) -> None:
-    """Write `rows` rows with the `labels` most frequent labels, as balanced as there is text for it."""
-    found = collect(depth)
+    order, chosen = random.Random(0), {}
     largest = sorted(found, key=lambda label: -len(found[label]))[:labels]
-    order = random.Random(0)
-    queues = [(label, order.sample(found[label], len(found[label]))) for label in largest]
-    chosen: list[tuple[str, str]] = []
-    seen: set[str] = set()
-    while len(chosen) < rows and any(texts for _, texts in queues):
-        for label, texts in queues:
-            if texts and len(chosen) < rows:
-                text = texts.pop()
-                if text not in seen:
-                    seen.add(text)
-                    chosen.append((text, label))
-    assert len(chosen) == rows and len({label for _, label in chosen}) == labels
+    queues = [[(text, label) for text in order.sample([*found[label]], len(found[label]))[::-1]] for label in largest]
+    for text, label in (pair for turn in zip_longest(*queues) for pair in turn if pair):
+        chosen.setdefault(text, label)
+    assert len(chosen) >= rows
     with path.open("w", encoding="utf-8", newline="") as stream:
-        csv.writer(stream).writerows([("text", "label"), *chosen])
+        csv.writer(stream).writerows([("text", "label"), *islice(chosen.items(), rows)])

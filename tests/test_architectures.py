@@ -215,9 +215,3 @@ def test_queries_and_values_are_found_by_name(model, folder_of):
     found = query_value(loaded)
     assert len(found) == model.query_value
     assert sorted(get_peft_model(loaded, LoraConfig(target_modules=found)).targeted_module_names) == sorted(found)
-
-
-def test_the_page_is_this_table():
-    from tools import architectures  # here, for Colab and Kaggle lack what it imports
-
-    assert architectures.PAGE.read_text(encoding="utf-8") == architectures.page(), "python -m tools.architectures"

@@ -8,6 +8,7 @@ from helpers import choose_machine, generate, load_docstrings, load_language_mod
 from helpers.docstrings import UNSEEN, Reply, grade, mask_prompt, names_of, write
 from helpers.errors import DataError, ParameterError
 from helpers.hub import LANGUAGE_MODEL
+from pretraining.corpus import HELD_OUT_PACKAGES
 
 TOWN = '''
 from elsewhere import nothing  # reading must not import
@@ -119,7 +120,7 @@ def test_what_cannot_be_used_is_counted_by_reason_and_left_out(town, capsys):
     (town / "tests" / "test_part.py").write_text("def broken(:\n")
     (town / "copy.py").write_text((town / "part_3.py").read_text().replace("moor_3(", "tie("))
     found = load_docstrings("google", str(town))
-    assert found.left_out == {
+    left_out = {
         "files that are not UTF-8": 1,
         "files that do not parse": 1,
         "without a docstring": 1,
@@ -132,24 +133,26 @@ def test_what_cannot_be_used_is_counted_by_reason_and_left_out(town, capsys):
         "the same text again": 3,
     }
     assert found.undocumented == ["def bare(a):"]
-    said = capsys.readouterr().out
-    assert all(f"{count} {reason}" in said for reason, count in found.left_out.items())
+    told = capsys.readouterr().out.partition("Left out: ")[2].rstrip(".\n").split("; ")
+    assert set(told) == {f"{count} {reason}" for reason, count in left_out.items()}
 
 
 def test_too_little_is_refused_with_the_counts(tmp_path):
     (tmp_path / "only.py").write_text("def bare(a): ...\n")
     with pytest.raises(DataError, match=r"0 usable functions, expected at least 40\. Left out: 1 without a docstring"):
         load_docstrings("google", str(tmp_path / "only.py"))
-    with pytest.raises(DataError, match="no such folder"):
-        load_docstrings("google", str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="there is no Python file"):
-        load_docstrings("google", str(tmp_path / "empty"))
+    for place, said in {"nowhere": "no such folder", "empty": "there is no Python file"}.items():
+        with pytest.raises(DataError, match=said):
+            load_docstrings("google", str(tmp_path / place))
     with pytest.raises(ParameterError, match="google, numpy"):
         load_docstrings("sphinx")
 
 
 def test_installed_packages_give_enough_and_the_test_is_on_unseen_ones(packages):
+    assert set(UNSEEN) == set(HELD_OUT_PACKAGES), "nor has the language model seen them"
+    with pytest.raises(ParameterError, match="1 replies"):
+        packages["google"].judge("test", [Reply("", True)])
     for style, found in packages.items():
         assert len(found.splits["train"]) > 3000 and len(found.splits["test"]) >= 100
         folders = {pair.where.split("/")[0].lower() for pair in found.splits["test"]}
@@ -158,12 +161,6 @@ def test_installed_packages_give_enough_and_the_test_is_on_unseen_ones(packages)
         assert len(set(texts)) == len(texts), "one text in two splits, or twice in one"
         perfect = [Reply(pair.docstring, True) for pair in found.splits["train"]]
         assert min(right.mean() for right in found.judge("train", perfect).values()) > 0.995, style
-
-
-def test_the_language_model_never_read_the_test_packages():
-    from pretraining.corpus import HELD_OUT_PACKAGES
-
-    assert set(UNSEEN) == set(HELD_OUT_PACKAGES)
 
 
 # ---------------------------------------------------------------- how it is judged
@@ -216,11 +213,6 @@ def test_names_of_a_typed_signature():
             names_of(wrong)
 
 
-def test_one_reply_for_each_signature(packages):
-    with pytest.raises(ParameterError, match="1 replies"):
-        packages["google"].judge("test", [Reply("", True)])
-
-
 # ---------------------------------------------------------------- rows and replies
 
 
@@ -235,25 +227,17 @@ def test_the_loss_looks_at_the_docstring_only_and_the_end_is_learned(packages):
     assert len(row["labels"]) == len(row["input_ids"]) == len(row["attention_mask"])
 
 
-def test_a_batch_writes_what_each_prompt_writes_alone():
-    machine = choose_machine(device="cpu", precision="float32")
+def test_a_batch_writes_what_each_prompt_writes_alone_and_a_reply_that_ends_says_so():
+    options = {"machine": choose_machine(device="cpu", precision="float32")}
     model, tokenizer = load_language_model(str(LANGUAGE_MODEL), quiet=True)
     prompts = ["def load(path):\n", "Return the", "Compute the mean of a long row of numbers, and then"]
-    together = generate(model, tokenizer, prompts, machine=machine, new_tokens=24)
-    alone = [generate(model, tokenizer, [prompt], machine=machine, new_tokens=24)[0] for prompt in prompts]
-    assert together == alone and len({reply.text for reply in together}) == 3
+    together = generate(model, tokenizer, prompts, new_tokens=24, **options)
+    assert together == [generate(model, tokenizer, [prompt], new_tokens=24, **options)[0] for prompt in prompts]
+    assert len({reply.text for reply in together}) == 3
     assert all(reply.text and not reply.text.startswith(prompt) for reply, prompt in zip(together, prompts))
-
-
-def test_a_reply_that_ends_says_so():
-    machine = choose_machine(device="cpu", precision="float32")
-    model, tokenizer = load_language_model(str(LANGUAGE_MODEL), quiet=True)
-    with torch.no_grad():  # a model that always ends: only the end has a score
-        model.lm_head = torch.nn.Linear(model.config.hidden_size, model.config.vocab_size)
-        model.lm_head.weight.zero_()
-        model.lm_head.bias.zero_()
-        model.lm_head.bias[tokenizer.eos_token_id] = 9
-    assert generate(model, tokenizer, ["Return the"], machine=machine, new_tokens=3) == [Reply("", True)]
-    with torch.no_grad():
-        model.lm_head.bias[tokenizer.eos_token_id] = -9
-    assert not generate(model, tokenizer, ["Return the"], machine=machine, new_tokens=3)[0].ended
+    model.lm_head = torch.nn.Linear(model.config.hidden_size, model.config.vocab_size)
+    for score in (9, -9):  # only the end has a score: a model that always ends, and one that never does
+        with torch.no_grad():
+            model.lm_head.weight.zero_()
+            model.lm_head.bias.zero_()[tokenizer.eos_token_id] = score
+        assert generate(model, tokenizer, ["Return the"], new_tokens=3, **options) == [Reply("", score > 0)]

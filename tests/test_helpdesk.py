@@ -29,29 +29,19 @@ def trigrams(text):
     return {tuple(words[i : i + 3]) for i in range(len(words) - 2)}
 
 
-def test_sizes_and_balance():
-    assert len(TOPICS) == 12
+def test_sizes_balance_and_columns():
+    assert len(TOPICS) == 12 and all({"definition", "not"} <= set(topic) for topic in TOPICS.values())
     for split, rows in SPLITS.items():
         assert len(rows) >= AT_LEAST[split]
         assert set(Counter(row["label"] for row in rows).values()) == {len(rows) // 12}, split
         assert len({row["trouble"] for row in rows}) >= 58, f"{split}: troubles without a message"
     assert {row["trouble"] for row in SPLITS["train"]} == {row["trouble"] for row in SPLITS["test"]} == TROUBLES
-
-
-def test_columns_ids_and_troubles_fit():
-    ids = [row["id"] for _, row in ROWS]
-    assert len(set(ids)) == len(ids)
+    assert len({row["id"] for _, row in ROWS}) == len(ROWS)
     for _, row in ROWS:
         assert list(row) == ["id", "text", "label", "trouble"]
         assert row["trouble"] in TROUBLES and row["trouble"].rsplit("-", 1)[0] == row["label"]
         assert row["text"] == " ".join(row["text"].split()), f"{row['id']}: line breaks or double spaces"
-    assert all({"definition", "not"} <= set(topic) for topic in TOPICS.values())
-
-
-def test_lengths():
-    lengths = {split: [len(row["text"].split()) for row in rows] for split, rows in SPLITS.items()}
-    assert all(8 <= n <= 45 for of_split in lengths.values() for n in of_split)
-    assert 20 <= sum(lengths["train"]) / len(lengths["train"]) <= 27
+        assert 8 <= len(row["text"].split()) <= 45
 
 
 def test_no_two_messages_overlap():

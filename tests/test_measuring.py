@@ -1,13 +1,12 @@
 """Counts, fingerprints, and the memory of a training step."""
 
-from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from helpers import count_parameters, fingerprint, load_classifier, training_memory, transformer_blocks
+from helpers import count_parameters, fingerprint, training_memory
 
 
 def test_parameters_are_counted_once_and_by_hand():
@@ -17,10 +16,7 @@ def test_parameters_are_counted_once_and_by_hand():
     both = count_parameters(nn.Sequential(layer, layer), head)
     assert (both.total, both.trainable) == (59, 47)
     assert str(both) == "47 of 59 parameters are trained (79.66%)"
-
-
-def test_four_bit_weights_count_with_their_true_number():
-    packed = nn.Linear(1, 32, bias=False)
+    packed = nn.Linear(1, 32, bias=False)  # of 4-bit weights the true number
     packed.weight.quant_state = SimpleNamespace(shape=torch.Size([8, 8]))
     assert count_parameters(packed).total == 64
 
@@ -60,18 +56,3 @@ def test_what_parameters_share_in_the_optimiser_is_counted_once():
     state = training_memory(model, lambda: model(torch.randn(2, 64)).sum(), AdamW8bit)["optimiser state"]
     bytes_of_one = 2 * (4096 + 4 * 4096 // 256)  # two averages, a 32-bit scale for 256 numbers
     assert state * 2**20 == 3 * bytes_of_one + 2 * 4 * 256, "and two tables for all"
-
-
-def test_memory_grows_with_each_trained_block():
-    """What the growth of the process, measured until release 0.1.0, did not show: 352, 232, 283 MiB."""
-    batch = {"input_ids": torch.arange(5, 69).view(4, 16), "attention_mask": torch.ones(4, 16, dtype=torch.long)}
-    sizes = []
-    for depth in range(4):
-        model = load_classifier(labels=["a", "b"])
-        model.backbone.requires_grad_(False)
-        for block in transformer_blocks(model)[6 - depth :]:
-            block.requires_grad_(True)
-        loss = lambda model=model: model(**batch, labels=torch.tensor([0, 1, 0, 1])).loss  # noqa: E731
-        sizes.append(sum(training_memory(model, loss).values()))
-    block = 3 * 4 * 1_774_464 / 2**20  # a gradient and two averages for each number, in 32 bits
-    assert all(after - before > block for before, after in pairwise(sizes)), sizes

@@ -98,11 +98,3 @@ def test_both_styles_from_one_base_are_the_trained_ones_to_the_bit(second):
 
 def test_the_exercise_shows_the_bug(second):
     assert second.notes["wrong rule trains all"] is True
-
-
-@pytest.mark.slow
-def test_lora_on_your_own_file_and_your_own_code_works_unedited(own_second):
-    on_test = [r for r in own_second.records if (r["split"], r["metric"]) == ("test", "accuracy")]
-    assert len(on_test) == 4 and {record["task"] for record in on_test} == {"own"}
-    written = {record["task"] for record in own_second.records if record["metric"] == "form"}
-    assert written == {"docstrings of rich, google style", "docstrings of rich, numpy style"}

@@ -2,22 +2,12 @@
 
 import pytest
 
-from helpers.scoreboard import MEASUREMENTS, TECHNIQUES, expand, only, read_records, table_of
-
 WORDS = ("as it is", "instruction", "two examples", "other order")
 
 
-@pytest.fixture(scope="module")
-def recorded():
-    """Mean percent over the three recorded seeds of a variant, on `test` or another split."""
-    rows = only(expand(read_records(MEASUREMENTS)), {"notebook": "04_prompt_tuning"})
-
-    def mean(variant, metric="form", split="test"):
-        found = only(rows, {"variant": variant, "metric": metric, "split": split})
-        assert sorted(found["seed"]) == [0, 1, 2], (variant, metric, split, len(found))
-        return 100 * found["value"].mean()
-
-    return mean
+@pytest.fixture(name="recorded")
+def of_this_notebook(recorded):
+    return lambda variant, *columns, **more: recorded("04_prompt_tuning", *columns, variant=variant, **more)
 
 
 def test_words_bring_a_part_of_the_form_and_no_names(fourth):
@@ -94,25 +84,3 @@ def test_few_parameters_do_not_mean_little_memory(fourth):
 def test_the_exercise_finds_the_bug(fourth):
     buggy, repaired = fourth.notes["padding gap"]
     assert repaired < 1e-2 < 0.1 < buggy
-
-
-def test_the_scoreboard_is_complete(first, second, third, fourth, tmp_path):
-    (tmp_path / "records").mkdir()
-    for run in (first, second, third, fourth):
-        (tmp_path / "records" / run.result.records.name).write_bytes(run.result.records.read_bytes())
-    table = table_of(tmp_path)
-    assert list(table.index) == list(TECHNIQUES.values()) and len(table) <= 12
-    assert not table["variant"].str.contains("not run").any()
-    # Training every weight on docstrings takes a reader too long.
-    assert not table.drop("everything")["variant"].str.contains("recorded").any()
-    docstrings = ("prompt in words", "everything", "LoRA", "QLoRA", "soft prompt", "prefix tuning")
-    assert all(table.loc[name, "form"] != "" for name in docstrings)
-    assert not table["variant"].str.contains("rate ").any(), "sweeps are judged on validation only"
-
-
-@pytest.mark.slow
-def test_prompt_tuning_on_your_own_file_and_your_own_code_works_unedited(own_fourth):
-    judged = [r for r in own_fourth.records if (r["split"], r["metric"]) == ("test", "accuracy")]
-    assert len(judged) == 2 and {record["task"] for record in judged} == {"own"}
-    written = {record["task"] for record in own_fourth.records if record["metric"] == "form"}
-    assert written == {"docstrings of rich, google style", "docstrings of rich, numpy style"}

@@ -45,11 +45,6 @@ def prose(notebook):
     return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
 
 
-def test_names():
-    assert [path.name for path in PATHS] == sorted(path.name for path in PATHS)
-    assert PATHS and all(re.fullmatch(r"0[1-4]_[a-z_]+\.ipynb", path.name) for path in PATHS)
-
-
 def test_stripped_and_valid(notebook, path):
     nbformat.validate(notebook)
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
@@ -57,29 +52,20 @@ def test_stripped_and_valid(notebook, path):
     for cell in code_cells(notebook):
         assert cell.outputs == [] and cell.execution_count is None, cell.id
         assert set(cell.metadata) <= {"tags"}, cell.id
-    assert path.stat().st_size < 200_000
-
-
-def test_cell_ids_are_words(notebook):
     ids = [cell.id for cell in notebook.cells]
     assert len(set(ids)) == len(ids)
     assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", one) and len(one) <= 24 for one in ids), ids
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"/(home|root|Users|work)/", text) and len(text) < 200_000
 
 
-def test_parameters_cell(notebook):
-    tagged = [cell for cell in code_cells(notebook) if "parameters" in cell.metadata.get("tags", [])]
-    assert len(tagged) == 1
-    body = ast.parse(tagged[0].source).body
-    values = {statement.targets[0].id: ast.literal_eval(statement.value) for statement in body}
-    assert {name: values.get(name) for name in PARAMETERS} == PARAMETERS
-
-
-def test_every_number_is_checked_before_anything_is_computed(notebook):
+def test_parameters_are_literal_and_every_number_is_checked_before_anything_is_computed(notebook):
     """The board refuses what cannot work; 0 training examples are all of them."""
-    cells = {cell.id: cell.source for cell in code_cells(notebook)}
-    values = {s.targets[0].id: ast.literal_eval(s.value) for s in ast.parse(cells["parameters"]).body}
+    (cell,) = (cell for cell in code_cells(notebook) if "parameters" in cell.metadata.get("tags", []))
+    values = {s.targets[0].id: ast.literal_eval(s.value) for s in ast.parse(cell.source).body}
+    assert {name: values.get(name) for name in PARAMETERS} == PARAMETERS
     numbers = {name for name, value in values.items() if type(value) in (int, float)} - {"train_examples"}
-    board = next(source for source in cells.values() if "helpers.Scoreboard(" in source)
+    board = next(cell.source for cell in code_cells(notebook) if "helpers.Scoreboard(" in cell.source)
     assert {name for name in numbers if not re.search(rf'\b{name}"?(=|: ){name}\b', board)} == set()
 
 
@@ -100,21 +86,15 @@ def test_code_is_never_hidden_or_handed_to_a_shell(notebook):
         assert not {"hide-input", "remove-input", "hide_input"} & set(cell.metadata.get("tags", [])), cell.id
 
 
-def test_headings(notebook):
-    levels = [len(mark) for mark in re.findall(r"^(#+) ", prose(notebook), flags=re.MULTILINE)]
+def test_headings_beginning_and_end(notebook):
+    text, first, last = prose(notebook), notebook.cells[0].source, code_cells(notebook)[-1].source
+    levels = [len(mark) for mark in re.findall(r"^(#+) ", text, flags=re.MULTILINE)]
     assert levels[0] == 1 and levels.count(1) == 1 and max(levels) <= 3
     assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
-
-
-def test_beginning_and_end(notebook):
-    first = notebook.cells[0].source
-    assert first.startswith("# ")
-    for promise in ("What you'll do", "What you'll learn", "What you'll need"):
-        assert promise in first
-    text = prose(notebook)
+    assert all(f"What you'll {promise}" in first for promise in ("do", "learn", "need"))
     for heading in ("Going further", "On your own data", "What you learned", "Further reading"):
         assert f"# {heading}" in text, heading
-    assert "board.save()" in code_cells(notebook)[-1].source and "headline" in code_cells(notebook)[-1].source
+    assert "board.save()" in last and "headline" in last
 
 
 def test_what_the_reader_fills_in_has_a_check_and_a_tagged_solution(notebook):
@@ -145,17 +125,8 @@ def test_every_figure_is_followed_by_prose(notebook):
             assert printed or after.cell_type == "markdown" or "print(" in after.source, cell.id
 
 
-def test_no_measured_number_stands_in_prose(notebook):
+def test_prose_is_an_hour_of_reading_at_most_and_has_no_measured_number(notebook):
     """Results are computed, not typed: no percentages and no seconds in the text."""
-    found = re.findall(r"\d+(?:\.\d+)?\s?(?:%|percent|seconds|points)", prose(notebook))
-    assert not found, found
-
-
-def test_an_hour_of_reading_at_most(notebook):
-    assert len(prose(notebook).split()) / WORDS_A_MINUTE <= MINUTES_OF_READING
-
-
-def test_nothing_of_this_machine_or_of_a_reader(path):
-    text = path.read_text(encoding="utf-8")
-    assert not re.search(r"hf_[A-Za-z0-9]{30}", text)
-    assert not re.search(r"/(home|root|Users|work)/", text)
+    text = prose(notebook)
+    assert re.findall(r"\d+(?:\.\d+)?\s?(?:%|percent|seconds|points)", text) == []
+    assert len(text.split()) / WORDS_A_MINUTE <= MINUTES_OF_READING

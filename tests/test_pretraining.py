@@ -37,25 +37,12 @@ class Harbour(Place):
 def test_texts_of_a_file(tmp_path):
     file = tmp_path / "harbour.py"
     file.write_text(SOURCE)
-    assert corpus._texts("town", str(file), "") == [
-        (
-            "town",
-            "docstring",
-            "def moor(ferry, pier: int=0) -> bool:",
-            "Tie the ferry to a pier and say whether it held.",
-        ),
-        (
-            "town",
-            "docstring",
-            "class Harbour(Place):",
-            "All piers of one town, with the ferries that are moored there.",
-        ),
-        (
-            "town",
-            "comment",
-            "",
-            "The harbour is asked first, because a ferry\ndoes not know which of its piers are free.",
-        ),
+    about = "All piers of one town, with the ferries that are moored there."
+    remark = "The harbour is asked first, because a ferry\ndoes not know which of its piers are free."
+    assert [found[1:] for found in corpus._texts("town", str(file), "")] == [
+        ("docstring", "def moor(ferry, pier: int=0) -> bool:", "Tie the ferry to a pier and say whether it held."),
+        ("docstring", "class Harbour(Place):", about),
+        ("comment", "", remark),
     ]
     file.write_text("def broken(:\n")
     assert corpus._texts("town", str(file), "") == []
@@ -86,24 +73,14 @@ def test_one_docstring_in_a_hundred_is_held_out_and_all_others_follow_their_sign
     assert {t.text.lower() for t in again if t.split == "held_out_docstrings"} >= {t.text.lower() for t in held_out}
 
 
-def test_corpus_is_of_pinned_packages_in_a_fixed_order():
+def test_corpus_is_of_pinned_packages_in_a_fixed_order(monkeypatch):
     names = [corpus.canonical(package.name) for package in corpus.packages()]
     assert {"torch", "transformers", "numpy", "ipython", "tornado"} <= set(names)
     assert "fine-tuning-techniques" not in names and "pip" not in names
     assert names == sorted(set(names))
-
-
-def test_a_corpus_without_the_held_out_packages_is_refused(monkeypatch):
     monkeypatch.setattr(corpus, "HELD_OUT_PACKAGES", ("ipython", "harbour-tools"))
     with pytest.raises(SystemExit, match="harbour-tools: held out for validation, but not installed"):
         corpus.packages()
-
-
-def test_a_description_becomes_one_text_a_section():
-    about = "Name: town\nVersion: 1\n\n# Town\n\nAll about the harbour of a small town, its piers and its ferries.\n"
-    about += "\n## Tides\n\nShort.\n\nFerries\n-------\n\nThey leave on the hour, except when nobody at all comes."
-    found = corpus._texts("town", None, about)
-    assert [text.split("\n")[0] for _, kind, _, text in found if kind == "description"] == ["# Town", "Ferries"]
 
 
 def test_trigram_probabilities_sum_to_one_and_follow_the_counts():
@@ -134,18 +111,13 @@ def test_stream_reads_each_epoch_once_in_another_order():
     assert stream.read(0, 60).tolist() == first
 
 
-def test_learning_rate_and_length_over_the_run():
-    recipe = train.PRESETS["cpu"]
-    rates = [train.rate_at(step, recipe) for step in range(recipe.steps)]
-    assert rates[0] < 0.05 and max(rates) == 1 and 0 < rates[-1] < 0.01
-    lengths = [train.length_at(step, recipe) for step in range(recipe.steps)]
-    assert lengths == sorted(lengths) and lengths[0] == 256 and lengths[-1] == 1024
-    assert all(recipe.tokens_per_step % length == 0 for length in lengths)
-
-
-def test_the_recorded_recipe_is_the_preset():
+def test_the_recorded_recipe_is_the_preset_and_its_rate_and_length_follow_the_run():
     log = json.loads((LANGUAGE_MODEL / "training_log.json").read_text(encoding="utf-8"))
-    assert train.Recipe(**report.runs_of(log)[0]["recipe"]) == train.PRESETS["cpu"]
+    recipe = train.PRESETS["cpu"]
+    assert train.Recipe(**report.runs_of(log)[0]["recipe"]) == recipe
+    rates, lengths = ([at(step, recipe) for step in range(recipe.steps)] for at in (train.rate_at, train.length_at))
+    assert rates[0] < 0.05 and max(rates) == 1 and 0 < rates[-1] < 0.01
+    assert lengths == sorted(lengths) and lengths[0] == 256 and lengths[-1] == 1024
 
 
 @pytest.fixture

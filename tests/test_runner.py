@@ -56,7 +56,7 @@ class Place:
 
     def fails(self, match, **options):
         """The run fails in the kernel, and leaves neither an executed copy nor records, but what it came to."""
-        self.records.parent.mkdir(parents=True)
+        self.records.parent.mkdir(parents=True, exist_ok=True)
         self.records.write_text(json.dumps([record(self.name)]))  # of an earlier run
         with pytest.raises(NotebookError, match=match):
             self.run(**options)
@@ -88,7 +88,8 @@ def test_a_good_notebook_passes(place, monkeypatch):
     monkeypatch.setenv("JUPYTER_PATH", str(place.folder / "jupyter"))
     monkeypatch.setenv("MPLBACKEND", "Agg")
     place.write(
-        "from os import environ\nimport sys\nprint(sys.executable, environ['MARK'], environ['OMP_WAIT_POLICY'])",
+        "from os import environ\nimport sys\nprint(sys.executable, environ['MARK'], environ['OMP_WAIT_POLICY'])\n"
+        "assert environ['HF_TOKEN'] == 'hf_' + 'Planted' * 5",
         "print(seed, learning_rate, task, use_bias, sizes, results_dir)",
         "raise ValueError('skipped')",
         "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()",
@@ -122,12 +123,8 @@ def test_a_good_notebook_passes(place, monkeypatch):
     ids=["error", "exit", "warning", "thread", "killed", "empty"],
 )
 def test_what_fails_in_a_cell(place, cell, match):
-    # A parameter, so that papermill puts a cell of its own before this one.
-    place.write(cell).fails(match, parameters={"seed": 1})
-
-
-def test_tag_that_hides_an_error(place):
-    place.write("1 / 0", tags={"cell-0": ["raises-exception"]}).fails("cell cell-0: it failed")
+    # A tag that would hide an error; a parameter, so that papermill puts a cell of its own before this one.
+    place.write(cell, tags={"cell-0": ["raises-exception"]}).fails(match, parameters={"seed": 1})
 
 
 def test_cell_timeout(place):
@@ -161,14 +158,11 @@ def test_cells_that_did_not_run_are_seen_whatever_the_status_says(place):
             check(*wrong)
 
 
-def test_the_records_of_a_failed_run_are_set_aside_not_lost(place):
+def test_records_not_written_and_those_of_a_failed_run_set_aside_not_lost(place):
+    place.write(last="1 + 1").fails("records/01_small.json: expected .* found FileNotFoundError")
     last = WRITE.format(name=place.name, records=[record(place.name)]) + "\nraise ValueError('too late')"
     place.write(last=last).fails("too late")
     assert json.loads(place.records.with_suffix(".failed").read_text()) == [record(place.name)]
-
-
-def test_records_not_written(place):
-    place.write(last="1 + 1").fails("records/01_small.json: expected .* found FileNotFoundError")
 
 
 @pytest.mark.parametrize(
@@ -241,14 +235,15 @@ def test_what_is_no_shell_command():
 # ---------------------------------------------------------------- the command
 
 
-def test_command_runs_the_rest_after_a_failure(tmp_path, monkeypatch, capsys):
+def test_command_runs_the_rest_after_a_failure(tmp_path, monkeypatch, capfd):
     bad = Place(tmp_path, "01_bad").write("1 / 0")
     good = Place(tmp_path, "02_good").write("print(task, seed)")
     table = pd.DataFrame({"test": [0.5]}, index=["LoRA"])
     monkeypatch.setattr("helpers.scoreboard.table_of", lambda folder: table, raising=False)
     parameters = ["-p", "task", "1", "-p", "seed", "7"]
     assert run.main([str(bad.path), str(good.path), "--results", str(tmp_path / "results"), *parameters]) == 1
-    out, err = capsys.readouterr()
+    out, err = capfd.readouterr()
+    assert os.environ["HF_TOKEN"] not in out + err
     lines = out.splitlines()
     assert lines[0].startswith("02_good  ") and lines[0].endswith(" s  it learned")
     assert "LoRA" in out and "1 of 2 notebooks passed" in out and lines[-1].strip() == str(good.output / "02_good.html")

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tools import measure, offline_kit, platforms, results
+from tools import measure, offline_kit, pages, platforms, results
 from tools.run import ROOT, RunResult, check_parameters
 
 
@@ -59,8 +59,12 @@ def test_every_set_of_parameters_fits_its_notebook():
             check_parameters(ROOT / "notebooks" / f"{notebook}.ipynb", {"seed": 0, **parameters})
 
 
-def test_results_page_is_what_the_command_writes():
-    assert results.PAGE.read_text(encoding="utf-8") == results.page(), "run `make results`"
+PAGES = {results.PAGE: results.page, **pages.PAGES}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_a_page_is_what_its_command_writes(path):
+    assert path.read_text(encoding="utf-8") == PAGES[path](), "run `make results` and `python -m tools.pages`"
 
 
 def test_tables_show_means_over_seeds():

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -89,6 +89,16 @@ def _tokenizer(tokens: dict, words: int = WORDS) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=made, model_max_length=128, **{f"{kind}_token": token for kind, token in tokens.items()}
     )
+
+
+def made(name: str, folder: Path) -> Path:
+    """The model of this name, which reads as much at once as its family does: notebooks have long prompts."""
+    folder.mkdir()
+    model = next(model for model in ENCODERS + DECODERS if model.name == name)
+    longer = {size: 514 for size in ("max_position_embeddings", "n_positions") if size in model.sizes}
+    replace(model, sizes=model.sizes | longer).write(folder)
+    edit(folder / "tokenizer_config.json", model_max_length=512)
+    return folder
 
 
 def edit(file: Path, **values: object) -> None:

@@ -1,0 +1,55 @@
+"""What holds for the runs of all notebooks: your own data, one scoreboard, and no secret in what they leave."""
+
+import os
+
+import pytest
+from conftest import EVERY_PAIR, ROOT
+
+from helpers.scoreboard import TECHNIQUES, table_of
+
+
+def test_your_own_file_works_unedited(own_first):
+    assert {r["task"] for r in own_first.records} == {"own"}
+    assert own_first.value("feature_extraction", variant="frozen, last layer", per_label=2) > 3 / 77
+    assert own_first.notes["loaded classifier agrees"] == 1.0
+    assert {r["technique"] for r in own_first.records} >= {"tfidf", "partial_fine_tuning", "full_fine_tuning"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("run", "classifiers"), [("own_second", 4), ("own_third", 1), ("own_fourth", 2)])
+def test_your_own_file_code_and_models_work_unedited(started, run, classifiers):
+    """The models are random ones of RoBERTa and GPT-2, DistilBERT and Llama 3, MPNet and Qwen 2.5."""
+    records = started[run].result().records
+    judged = [record["task"] for record in records if (record["split"], record["metric"]) == ("test", "accuracy")]
+    assert judged == ["own"] * classifiers
+    written = {record["task"] for record in records if record["metric"] == "form"}
+    assert written == {"docstrings of rich, google style", "docstrings of rich, numpy style"}
+
+
+@pytest.mark.skipif("LONG" not in os.environ, reason="twenty runs take half an hour: LONG=1 make test")
+@pytest.mark.parametrize("run", EVERY_PAIR)
+def test_what_is_downloaded_most_goes_through_every_notebook(started, run):
+    assert started[run].result().records
+
+
+def test_the_scoreboard_is_complete(first, second, third, fourth, tmp_path):
+    (tmp_path / "records").mkdir()
+    for run in (first, second, third, fourth):
+        (tmp_path / "records" / run.result.records.name).write_bytes(run.result.records.read_bytes())
+    table = table_of(tmp_path)
+    assert list(table.index) == list(TECHNIQUES.values()) and len(table) <= 12
+    assert not table["variant"].str.contains("not run").any()
+    # Training every weight on docstrings takes a reader too long.
+    assert not table.drop("everything")["variant"].str.contains("recorded").any()
+    docstrings = ("prompt in words", "everything", "LoRA", "QLoRA", "soft prompt", "prefix tuning")
+    assert all(table.loc[name, "form"] != "" for name in docstrings)
+    assert not table["variant"].str.contains("rate ").any(), "sweeps are judged on validation only"
+
+
+def test_no_secret_of_the_environment_is_in_what_a_run_leaves(started):
+    """Executed copies, HTML pages, records, notes, adapters; that kernels see it is held by the runner's tests."""
+    secret = os.environ["HF_TOKEN"].encode()
+    folders = [run.result().folder for run in started.values()] or pytest.skip("no notebook was run")
+    files = [path for folder in (*folders, ROOT / "docs") for path in folder.rglob("*") if path.is_file()]
+    assert {".ipynb", ".html", ".json", ".md"} <= {path.suffix for path in files}
+    assert [str(path) for path in files if secret in path.read_bytes()] == []

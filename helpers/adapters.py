@@ -12,7 +12,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -218,27 +218,22 @@ def task_types_of(model: nn.Module, config: PeftConfig) -> tuple[str | None, ...
     return (*free, "FEATURE_EXTRACTION") if isinstance(model, PreTrainedModel) or not free else free
 
 
-def base_fingerprint(model: nn.Module, *, without: Iterable[str] = ()) -> str:
-    """SHA-256 of the weights below an adapter: the same with and without the adapter attached.
-
-    Args:
-        model: a model or a `PeftModel` around it.
-        without: names of modules that the adapter brings along itself, such as a head.
-    """
-    return hash_parameters(_below(model, without=without).items())
+def base_fingerprint(model: nn.Module) -> str:
+    """SHA-256 of the weights of a model below its adapter: the same with and without one."""
+    return hash_parameters(_below(model).items())
 
 
 def _bare(model: nn.Module) -> nn.Module:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _below(model: nn.Module, config: PeftConfig | None = None, without: Iterable[str] = ()) -> dict[str, torch.Tensor]:
+def _below(model: nn.Module, config: PeftConfig | None = None) -> dict[str, torch.Tensor]:
     """The base, by the names it has without an adapter, less what such an adapter trains and carries along.
 
     That are modules to save, all biases, and rows of tokens.
     """
     base, found = _bare(model), {}
-    own = (*without, *(getattr(config, "modules_to_save", None) or ()))
+    own = getattr(config, "modules_to_save", None) or ()
     biases = getattr(config, "bias", "none") != "none"
     for name, parameter in base.named_parameters():
         plain = re.sub(r"\.(base_layer|original_module|token_adapter)(?=\.)", "", name)
@@ -441,13 +436,10 @@ def _read_config(file: Path) -> PeftConfig:
     """
     import peft
 
-    kinds = dict(
-        zip(KINDS, (peft.LoraConfig, peft.PromptTuningConfig, peft.PrefixTuningConfig, peft.PromptEncoderConfig))
-    )
     given = json.loads(file.read_text(encoding="utf-8"))
-    if given["peft_type"] not in kinds:
+    if given["peft_type"] not in KINDS:
         raise ValueError(f"peft_type is {given['peft_type']}, expected one of {', '.join(KINDS)}")
-    kind = kinds[given["peft_type"]]
+    kind = peft.PEFT_TYPE_TO_CONFIG_MAPPING[given["peft_type"]]
     unknown = given.keys() - {field.name for field in fields(kind)}
     full = {
         key: given[key] for key in sorted(unknown) if given[key] is not False and given[key] not in (None, "", [], {})

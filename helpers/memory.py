@@ -103,10 +103,6 @@ class MemoryBill:
         """Bytes that must be on the card: all, less a paged optimiser state, which may move to the CPU's memory."""
         return self.total - (self.optimizer_state if self.paged else 0)
 
-    def fits(self, card_gib: float, *, reserve_gib: float = RESERVE_GIB) -> bool:
-        """Whether it fits on a card with `card_gib` of usable memory, with a reserve (an estimate) left over."""
-        return self.needs() + reserve_gib * GIB <= card_gib * GIB
-
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in self.parts().items() if size)
         return f"{self.total / GIB:.2f} GiB ({parts})"
@@ -191,11 +187,11 @@ def memory_bill(
     )
 
 
-def require_fit(bill: MemoryBill, card_gib: float, *, reserve_gib: float = RESERVE_GIB) -> None:
-    """Raise `DeviceError` if the bill does not fit the card: by how much, and what to change, before anything loads."""
-    if bill.fits(card_gib, reserve_gib=reserve_gib):
+def require_fit(bill: MemoryBill, card_gib: float) -> None:
+    """Raise `DeviceError` if the bill and a reserve do not fit the card: by how much, and what to change."""
+    over = bill.needs() / GIB + RESERVE_GIB - card_gib
+    if over <= 0:
         return
-    over = bill.needs() / GIB + reserve_gib - card_gib
     saving = {  # what each remedy could free at most
         "turn on gradient_checkpointing, or use a smaller batch or shorter texts": bill.activations + bill.logits,
         "use optimizer='paged_adamw_8bit'": 0 if bill.paged else bill.optimizer_state,
@@ -204,7 +200,7 @@ def require_fit(bill: MemoryBill, card_gib: float, *, reserve_gib: float = RESER
     }
     remedies = [what for what, freed in sorted(saving.items(), key=lambda item: -item[1]) if freed > 0.1 * over * GIB]
     raise DeviceError(
-        f"this needs {bill.needs() / GIB:.1f} GiB and a reserve of {reserve_gib:.1f}, the card has {card_gib:.1f}: "
+        f"this needs {bill.needs() / GIB:.1f} GiB and a reserve of {RESERVE_GIB:.1f}, the card has {card_gib:.1f}: "
         f"{over:.1f} GiB too much. First {'; then '.join(remedies)}."
     )
 

@@ -304,7 +304,7 @@ def _load(
             f"{folder}: transformers lacks what it needs to read these weights ({_first_line(error)}). Give the "
             f"original model, which is not quantised."
         ) from None
-    except (ValueError, KeyError, OSError, RuntimeError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
         raise ModelError(
             f"{folder}: config.json and the weights do not fit ({_first_line(error)}). Download both again."
         ) from None

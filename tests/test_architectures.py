@@ -171,6 +171,11 @@ def bill(folder):
         assert found.activations > 0 and found.adapters > 0
 
 
+def here(model):
+    """Older versions of transformers lack some."""
+    return pytest.mark.skipif(not hasattr(transformers, f"{model.config}Config"), reason=f"no {model.config} here")
+
+
 RUNS = {
     "Encoders": [classify, partial(classify, quantization=FOUR_BITS), prompt_encoder],
     "Language models": [
@@ -183,7 +188,7 @@ RUNS = {
     ],
 }
 CASES = [
-    pytest.param(model, trial, run, id=f"{model.name}-{trial}")
+    pytest.param(model, trial, run, id=f"{model.name}-{trial}", marks=here(model))
     for title, (models, trials) in tiny.TRIALS.items()
     for model in models
     for trial, run in zip(trials, RUNS[title], strict=True)
@@ -192,8 +197,6 @@ CASES = [
 
 @pytest.mark.parametrize(("model", "trial", "run"), CASES)
 def test_it_works_or_is_refused_by_name(model, trial, run, folder_of):
-    if not hasattr(transformers, f"{model.config}Config"):
-        pytest.skip(f"transformers {transformers.__version__} has no {model.config}")
     reason = model.why_not(trial)
     if reason is None:
         run(folder_of(model))
@@ -203,14 +206,12 @@ def test_it_works_or_is_refused_by_name(model, trial, run, folder_of):
         assert re.search(r"model of type '\w+'|a \w+ model", str(refused.value)) and "Use " in str(refused.value)
 
 
-WORKING = [model for model in tiny.ENCODERS + tiny.DECODERS if "" not in model.refused]
-
-
-@pytest.mark.parametrize("model", WORKING, ids=lambda model: model.name)
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(m, id=m.name, marks=here(m)) for m in tiny.ENCODERS + tiny.DECODERS if "" not in m.refused],
+)
 def test_queries_and_values_are_found_by_name(model, folder_of):
     """Two layers a block, or one that makes both; PEFT adapts these and no other."""
-    if not hasattr(transformers, f"{model.config}Config"):
-        pytest.skip(f"transformers {transformers.__version__} has no {model.config}")
     loaded = load_classifier(str(folder_of(model)), LABELS)
     found = query_value(loaded)
     assert len(found) == model.query_value

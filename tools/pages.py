@@ -3,15 +3,25 @@
 import sys
 import tempfile
 from collections import Counter
+from pathlib import Path
 
 from .results import ROOT, markdown
 
 FAULTS = """\
-# Files that readers bring
+# Faults tried
 
-Written by `python -m tools.pages` from `tests/cases.py`, never by hand. `tests/test_cases.py` gives each of these to
-`load_task`: all its rows must be read as they were meant, or the refusal must hold the words given here. The counts
-are of a run: what is read, but not as it was meant or without the note that belongs to it, is silent.
+Written by `python -m tools.pages`, never by hand. The counts are of a run: what ends neither as it was meant nor in a
+refusal by name is silent.
+
+## Files that readers bring
+
+From `tests/cases.py`. `tests/test_cases.py` gives each of these to `load_task`: all its rows must be read as they were
+meant, with the note that belongs to it, or the refusal must hold the words given here.
+"""
+REFUSED = """\
+## Adapters, models and settings that cannot work
+
+From `tests/refusals.py`. `tests/test_refusals.py` tries each; the error must hold these words.
 """
 ARCHITECTURES = """\
 # Which models can be brought
@@ -41,7 +51,24 @@ def faults() -> str:
         f"Tried: {len(CASES)}. Read as meant: {read}, {found['read', True]} of them with a note. Refused by name: "
         f"{refused}. Silent: {silent} (before: {before})."
     )
-    return f"{FAULTS}\n{count}\n\n{markdown(['kind', 'before', 'now'], [(c.kind, c.before, c.now) for c in CASES])}"
+    rows = [(case.kind, case.before, case.now) for case in CASES]
+    return "\n".join([FAULTS, f"{count}\n", markdown(["kind", "before", "now"], rows), _refused()])
+
+
+def _refused() -> str:
+    from refusals import REFUSALS
+
+    silent = 0
+    for refusal in REFUSALS:
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                refusal.run(Path(scratch))
+                silent += 1
+            except refusal.error:
+                pass
+    count = f"Tried: {len(REFUSALS)}. Refused by name: {len(REFUSALS) - silent}. Silent: {silent}."
+    rows = [(refusal.kind, refusal.name, " ... ".join(refusal.said)) for refusal in REFUSALS]
+    return "\n".join([REFUSED, f"{count}\n", markdown(["kind", "fault", "words of the error"], rows)])
 
 
 def architectures() -> str:

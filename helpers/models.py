@@ -159,6 +159,7 @@ def load_language_model(
     folder, source, why = _find_language_model(name, device)
     drawn = seed if random_weights else None
     model, source = _load(AutoModelForCausalLM, folder, source, drawn, device, quantization, dtype)
+    model.loss_type = model.loss_type or "ForCausalLM"  # else GPT-2 warns of its own name at the first loss
     tokenizer = _read_tokenizer(folder)
     _check_fit(folder, model, tokenizer)
     _pad_with_own_token(model, tokenizer)

@@ -7,17 +7,19 @@ measurement in a process of its own, and `page` writes docs/speed.md. This file 
 
 import json
 import os
+import re
 import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+LINUX = sys.platform == "linux"
 FOLDER = Path(os.environ.get("BENCH_FOLDER", ROOT / "results" / "bench"))
 
 
 class Clock:
-    """Seconds of a `with` block, and the peak memory of the process until its end: scoring comes after it."""
+    """Seconds of a `with` block, of the clock and of all cores, and the peak memory of the process in it, in MiB."""
 
     def __init__(self, *around):
         self.around, self.found = around, {}
@@ -26,15 +28,24 @@ class Clock:
         self.stack = ExitStack()
         for manager in self.around:
             self.stack.enter_context(manager)
-        self.started = time.perf_counter()
+        if LINUX:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: what was before does not count
+        self.before, self.started, self.used = memory()[1], time.perf_counter(), time.process_time()
 
     def __exit__(self, *failure):
-        import resource
-
-        self.found["seconds"] = time.perf_counter() - self.started
-        unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
-        self.found["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+        self.found = {"seconds": time.perf_counter() - self.started, "cpu_seconds": time.process_time() - self.used}
+        self.found |= {"peak_mib": memory()[0], "added_mib": memory()[0] - self.before}
         self.stack.__exit__(*failure)
+
+
+def memory():
+    """Peak and present memory of this process, in MiB; the peak twice where there is no /proc."""
+    if LINUX:
+        found = re.findall(r"Vm(?:HWM|RSS):\s+(\d+)", Path("/proc/self/status").read_text())
+        return [int(kib) / 2**10 for kib in found]
+    import resource
+
+    return 2 * [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20]  # macOS counts bytes
 
 
 def main(sides):

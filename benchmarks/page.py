@@ -15,7 +15,8 @@ Written by `make bench ARGS=--record`, never by hand. Each measurement is a proc
 turns, on all cores, with `OMP_WAIT_POLICY=PASSIVE`. Ours are the cells of the notebooks; theirs run in an environment
 of their own, with the same versions, on the same texts, with the same steps. Seconds are medians, from the texts to the
 trained model or to the answers, without imports and scoring. Of a ratio, theirs over ours, the median and the smallest
-and largest of the pairs are given: above 1, ours is faster. Memory is the peak of the process.
+and largest of the pairs are given: above 1, ours is faster. Memory is the peak of the process meanwhile, in brackets
+how much of that was added: before it, ours has imported what a notebook imports.
 """
 LIMIT = """\
 Operations are those of the matrix products, and the rate is that of a large product in the type that most of them have;
@@ -37,7 +38,9 @@ def pairs(measured, row, peer):
 def compare(both):
     """Median seconds and memory of both sides, the ratios of the seconds, and how good both are."""
     ratios = [theirs["seconds"] / ours["seconds"] for ours, theirs in both]
-    sides = [{key: median(one[key] for one in side) for key in ("seconds", "peak_mib")} for side in zip(*both)]
+    sides = [
+        {key: median(one[key] for one in side) for key in ("seconds", "peak_mib", "added_mib")} for side in zip(*both)
+    ]
     if "answers" in both[0][0]:
         same = [a == b for ours, theirs in both for a, b in zip(ours["answers"], theirs["answers"])]
         return sides, ratios, f"{100 * mean(same):.0f} % the same"
@@ -58,11 +61,12 @@ def peers(measured):
         if median(ratios) < 1:
             behind.append(f"{row}, beside {peer}: {1 / median(ratios):.2f} times the seconds.")
         if ours["peak_mib"] > theirs["peak_mib"]:
-            behind.append(f"{row}, beside {peer}: {ours['peak_mib'] - theirs['peak_mib']:.0f} MiB more memory.")
+            more, added = (ours[key] - theirs[key] for key in ("peak_mib", "added_mib"))
+            behind.append(f"{row}, beside {peer}: {more:.0f} MiB more memory, {added:+.0f} of it by what is measured.")
         spread = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        seconds, memory = ([f"{side[key]:{form}}" for side in (ours, theirs)] for key, form in
-                           (("seconds", ".1f"), ("peak_mib", ",.0f")))  # fmt: skip
-        rows.append([row, peer, *seconds, spread, quality, *memory, len(both)])
+        seconds = [f"{side['seconds']:.1f}" for side in (ours, theirs)]
+        sizes = [f"{side['peak_mib']:,.0f} ({side['added_mib']:+,.0f})" for side in (ours, theirs)]
+        rows.append([row, peer, *seconds, spread, quality, *sizes, len(both)])
     return rows, behind
 
 

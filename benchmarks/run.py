@@ -4,8 +4,8 @@
 
 A finished measurement is a line in results/bench/measured.jsonl, and is not run again; delete the file to begin anew.
 `--quick` tries every row at tiny sizes, in a folder of its own; `--record` takes what is finished to
-benchmarks/measured.json and writes docs/speed.md. Only the standard library is imported here: on Linux the peak memory
-of a process begins at that of the one which started it.
+benchmarks/measured.json and writes docs/speed.md. Only the standard library is imported here, so that nothing of this
+process is beside what is measured.
 """
 
 import argparse

@@ -61,11 +61,13 @@ def test_a_measurement_is_made_once(tmp_path, monkeypatch):
 def recorded():
     rows = [ABOUT]
     for pair, (one, two) in enumerate([(2.0, 5.0), (1.0, 4.0), (4.0, 8.0)]):
-        rows.append(measured("A", "ours", pair, seconds=one, peak_mib=900.0, test=60.0 + pair))
-        rows.append(measured("A", "them", pair, seconds=two, peak_mib=800.0, test=70.0))
-    rows.append(measured("B", "ours", 0, seconds=3.0, peak_mib=5.0, answers=[1, 2]))
-    rows.append(measured("B", "them", 0, seconds=1.5, peak_mib=6.0, answers=[1, 3]))
-    rows.append(measured("B", "them", 1, seconds=1.5, peak_mib=6.0, answers=[1, 3]))  # its pair is not finished
+        rows.append(measured("A", "ours", pair, seconds=one, peak_mib=900.0, added_mib=50.0, test=60.0 + pair))
+        rows.append(measured("A", "them", pair, seconds=two, peak_mib=800.0, added_mib=70.0, test=70.0))
+    rows.append(measured("B", "ours", 0, seconds=3.0, peak_mib=5.0, added_mib=2.0, answers=[1, 2]))
+    rows.append(measured("B", "them", 0, seconds=1.5, peak_mib=6.0, added_mib=2.0, answers=[1, 3]))
+    rows.append(
+        measured("B", "them", 1, seconds=1.5, peak_mib=6.0, added_mib=2.0, answers=[1, 3])
+    )  # its pair is not finished
     limit = {"operations": 4e9, "rates": {"float32": 1e9, "bfloat16": 4e9}, "types": {"float32": 1, "bfloat16": 5}}
     limit |= {"products_seconds": 1.5, "profile": {"attention": 1.0, "matrix products": 3.0}}
     rows.append(measured("A", "limit", 0, seconds=2.0, peak_mib=1.0, **limit))
@@ -81,9 +83,12 @@ def recorded():
 def test_the_page_says_what_was_recorded(tmp_path):
     text = page.page(recorded())
     first, table = text.split("## Beside what people run instead")
-    assert "- A, beside them: 100 MiB more memory.\n- B, beside them: 2.00 times the seconds.\n" in first
-    assert "| A | them | 2.0 | 5.0 | 2.50 (2.00 to 4.00) | test: 61.0 against 70.0 | 900 | 800 | 3 |" in table
-    assert "| B | them | 3.0 | 1.5 | 0.50 (0.50 to 0.50) | 50 % the same | 5 | 6 | 1 |" in table
+    assert "- A, beside them: 100 MiB more memory, -20 of it by what is measured.\n" in first
+    assert "- B, beside them: 2.00 times the seconds.\n" in first and first.count("\n- ") == 2
+    assert (
+        "| A | them | 2.0 | 5.0 | 2.50 (2.00 to 4.00) | test: 61.0 against 70.0 | 900 (+50) | 800 (+70) | 3 |" in table
+    )
+    assert "| B | them | 3.0 | 1.5 | 0.50 (0.50 to 0.50) | 50 % the same | 5 (+2) | 6 (+2) | 1 |" in table
     assert "| A | 4 | 4 | 2.00 | 1.00 | 1.50 | 50 | 75 | matrix products 75, attention 25 |" in table
     assert "all steps would take 0.4 s, 50 % of ours." in table.replace("\n", " ")
     assert "| PASSIVE | 1.0 | 1.2 | 80 (50 to 100) | 3 |" in table

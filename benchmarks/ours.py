@@ -17,7 +17,7 @@ SETUP = {  # cells that come before what is measured; [:-1]: without its last st
         "02_lora",
         "imports parameters docstrings topics language-model picture trainer-settings fit flat teach[:-1]",
     ),
-    "qlora": ("03_qlora", "imports parameters board formats load docstrings teach[:-1]"),
+    "qlora": ("03_qlora", "imports parameters board formats load docstrings[:5] teach[:-1]"),
     "prompt": (
         "04_prompt_tuning",
         "imports parameters board docstrings writer soft-prompt equal allowance start teach",

@@ -13,15 +13,17 @@ HEAD = """\
 
 Written by `make bench ARGS=--record`, never by hand. Each measurement is a process of its own, ours and theirs by
 turns, on all cores, with `OMP_WAIT_POLICY=PASSIVE`. Ours are the cells of the notebooks; theirs run in an environment
-of their own, with the same versions, on the same texts, with the same steps. Seconds are medians, from the texts to the
+of their own, with the same versions, on the same texts, with as many steps. Seconds are medians, from the texts to the
 trained model or to the answers, without imports and scoring. Of a ratio, theirs over ours, the median and the smallest
 and largest of the pairs are given: above 1, ours is faster. Memory is the peak of the process meanwhile, in brackets
 how much of that was added: before it, ours has imported what a notebook imports.
 """
 LIMIT = """\
 Operations are those of the matrix products, and the rate is that of a large product in the type that most of them have;
-the products alone are repeated in their own shapes. The last column is a profile, which slows Python.
+the products alone are repeated in their own shapes. What bitsandbytes multiplies by itself, QLoRA's forward pass, is in
+neither. The last column is a profile, which slows Python.
 """
+NOISE = 2  # points: a standard error on the 480 questions of test
 AXES = {"texts": "texts", "labels": "labels", "tokens": "tokens a text", "rank": "rank of LoRA"}
 AXES |= {"prompt": "vectors of a soft prompt", "width": "million parameters"}
 COLUMNS = ["row", "beside", "ours, s", "theirs, s", "times as fast", "quality", "ours, MiB", "theirs, MiB", "pairs"]
@@ -63,6 +65,8 @@ def peers(measured):
         if ours["peak_mib"] > theirs["peak_mib"]:
             more, added = (ours[key] - theirs[key] for key in ("peak_mib", "added_mib"))
             behind.append(f"{row}, beside {peer}: {more:.0f} MiB more memory, {added:+.0f} of it by what is measured.")
+        lost = [mean(two[rule] - one[rule] for one, two in both) for rule in ("test",) if rule in both[0][0]]
+        behind += [f"{row}, beside {peer}: {points:.1f} points less on test." for points in lost if points > NOISE]
         spread = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         seconds = [f"{side['seconds']:.1f}" for side in (ours, theirs)]
         sizes = [f"{side['peak_mib']:,.0f} ({side['added_mib']:+,.0f})" for side in (ours, theirs)]
@@ -148,7 +152,7 @@ def page(recorded):
     parts = [
         HEAD,
         f"Recorded by `{about['command']}`, {about['date']}, on {about['hardware']}; {versions}.\n",
-        "## Where ours is slower, or takes more memory\n",
+        "## Where ours is slower, less accurate, or takes more memory\n",
         "".join(f"- {line}\n" for line in behind) or "In no row.\n",
         "## Beside what people run instead\n",
         markdown(COLUMNS, rows),

@@ -102,7 +102,7 @@ def topics(data, clock, *, technique, task, train_examples, steps, seed, style="
 
     drawn = data["topics"][key_of(task, train_examples, seed)]
     tokenizer = AutoTokenizer.from_pretrained(data["encoder"])
-    how = {"steps": steps, "batch": 16, "rate": 2e-4 if technique == "everything" else 3e-3, "seed": seed}
+    how = {"steps": steps, "batch": 16, "rate": 5e-4 if technique == "everything" else 1e-2, "seed": seed}
     padding = {"padding": "max_length"} if style == "Trainer" else {}
     torch.manual_seed(seed)
     with clock:

@@ -84,7 +84,8 @@ def test_the_page_says_what_was_recorded(tmp_path):
     text = page.page(recorded())
     first, table = text.split("## Beside what people run instead")
     assert "- A, beside them: 100 MiB more memory, -20 of it by what is measured.\n" in first
-    assert "- B, beside them: 2.00 times the seconds.\n" in first and first.count("\n- ") == 2
+    assert "- B, beside them: 2.00 times the seconds.\n" in first and first.count("\n- ") == 3
+    assert "- A, beside them: 9.0 points less on test.\n" in first
     assert (
         "| A | them | 2.0 | 5.0 | 2.50 (2.00 to 4.00) | test: 61.0 against 70.0 | 900 (+50) | 800 (+70) | 3 |" in table
     )

@@ -1,14 +1,12 @@
-# Every command sets up .venv first, once, and again after a change of requirements.txt or pyproject.toml.
+# Every command makes .venv first, and again after a change of requirements.txt or pyproject.toml. Windows: see README.md.
 # PYTHON=python3.12 chooses a Python, ARGS=... is passed on: make test ARGS=tests/test_setup.py
-# Windows has no make: README.md has the commands written out.
 PYTHON ?= python3
 ARGS ?=
 IN_VENV = .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)/python
 # Threads that wait must not spin: beside one busy program they made training ten times as slow.
 export OMP_WAIT_POLICY = PASSIVE
-
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lab lint measurements results test-platforms offline-kit clean
+.PHONY: help setup run test lab lint measurements results test-platforms offline-kit bench clean
 
 help:  ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' Makefile
@@ -45,5 +43,8 @@ test-platforms: .venv/.done  ## run the notebooks on the versions of Colab and K
 offline-kit: .venv/.done  ## write a folder that installs and runs without a network
 	$(IN_VENV) -m tools.offline_kit $(ARGS)
 
+bench: .venv/.done  ## compare speed with what people run instead, in .venv-bench (ARGS=--quick tries it)
+	$(IN_VENV) -m benchmarks.run $(ARGS)
+
 clean:  ## remove .venv and results
-	rm -rf .venv results build *.egg-info
+	rm -rf .venv .venv-bench results build *.egg-info

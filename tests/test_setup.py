@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 IN_VENV = Path(sys.prefix).resolve() == (ROOT / ".venv").resolve()
-SKIPPED = {".git", ".venv", ".venv-platforms", "offline-kit", "results", "build", "__pycache__", ".ipynb_checkpoints"}
+SKIPPED = {".git", "offline-kit", "results", "build", "__pycache__", ".ipynb_checkpoints"}  # and .venv*
 CUDA = re.compile(r"(nvidia|cuda|triton)\b")  # come with PyTorch's CUDA build
 PACKAGE_OF = {"sklearn": "scikit-learn", "yaml": "pyyaml", "IPython": "ipykernel"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -30,6 +30,7 @@ HOOKS = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="ut
 def files(*suffixes):
     for folder, folders, names in os.walk(ROOT):
         folders[:] = [name for name in folders if name not in SKIPPED and not name.endswith((".egg-info", "_cache"))]
+        folders[:] = [name for name in folders if not name.startswith(".venv")]
         yield from (Path(folder, name) for name in names if not suffixes or name.endswith(suffixes))
 
 
@@ -72,7 +73,9 @@ def test_part_2_has_all_that_part_1_needs_and_nothing_else():
 
 def test_what_is_imported_is_a_direct_dependency():
     direct, unlisted = {requirement.name for requirement in requirements(1)}, set()
-    own = {"helpers", "pretraining", "tools", *(path.stem for path in files(".py"))}
+    own = {"benchmarks", "helpers", "pretraining", "tests", "tools", *(path.stem for path in files(".py"))}
+    peers = (ROOT / "benchmarks" / "requirements.txt").read_text(encoding="utf-8")
+    direct |= set(re.findall(r"^([a-z][\w-]+)", peers, re.MULTILINE))  # in an environment of their own
     for path in files(".py", ".ipynb"):
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".ipynb":
@@ -119,6 +122,7 @@ def test_no_index_host_in_any_file():
 def test_makefile_offers_the_commands_on_one_page():
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     commands = {"setup", "run", "test", "lab", "lint", "measurements", "results", "test-platforms", "offline-kit"}
+    commands |= {"bench"}
     assert len(text.splitlines()) <= 50
     assert set(re.findall(r"^([a-z-]+): \.venv/\.done .*## ", text, re.MULTILINE)) == commands
     assert re.search(r"^export OMP_WAIT_POLICY = PASSIVE$", text, re.MULTILINE)

@@ -232,6 +232,7 @@ def _build(
             kind.from_dict(json.loads(config)), dtype=compute, trust_remote_code=False
         )
         straighten(model)
+        model.loss_type = model.loss_type or "ForCausalLM"  # as load_language_model does
         model.tie_weights()  # transformers 5.0 forgets it on the meta device, and embeddings would count twice
     if method == "qlora":
         _to_four_bits(model, compute_dtype=compute, **four_bits)

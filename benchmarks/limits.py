@@ -67,7 +67,7 @@ def probe(space, whole, before, texts=2_000, labels=12):
     with both[1]:
         space["frozen_features"](space["last"]["train"], answers)
     found = {f"{name}, s": timer.found["seconds"] for name, timer in zip(("embedding", "fitting"), both)}
-    return found | {"MiB": max(timer.found["peak_mib"] for timer in both) - before}
+    return found | {"MiB": max(1.0, max(timer.found["peak_mib"] for timer in both) - before)}
 
 
 def step(rank=16, prompt=0, tokens=80, width=0):

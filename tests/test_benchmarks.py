@@ -7,9 +7,8 @@ import pandas as pd
 import pytest
 
 import benchmarks
-import benchmarks.limits
 import helpers
-from benchmarks import ours, page, peers, run
+from benchmarks import limits, ours, page, peers, run
 from helpers.hub import ENCODER
 
 ABOUT = {"command": "make bench", "date": "2026-01-02", "hardware": "a box"}
@@ -102,23 +101,30 @@ def test_the_page_in_docs_is_the_recorded_one():
     assert (run.ROOT / "docs" / "speed.md").read_text(encoding="utf-8") == page.page(rows)
 
 
-def test_both_sides_train(monkeypatch):
+@pytest.fixture
+def data(monkeypatch):
     monkeypatch.setattr(helpers, "load_docstrings", helpers.load_docstrings)  # `cells` replaces it
     pairs = [(f"def add_{i}(one, other):", "Add two.\n\nArgs:\n    one: A.\n    other: B.") for i in range(8)]
     drawn = {split: [["some text", "a longer other text"], [0, 1]] for split in ("train", "validation", "test")}
-    data = {"docstrings": dict.fromkeys(drawn, pairs), "topics": {"some 2 0": drawn}}
-    data |= {"language_model": str(helpers.hub.LANGUAGE_MODEL), "encoder": str(helpers.hub.find_model(ENCODER)[0])}
+    models = {"language_model": str(helpers.hub.LANGUAGE_MODEL), "encoder": str(helpers.hub.find_model(ENCODER)[0])}
+    return {"docstrings": dict.fromkeys(drawn, pairs), "topics": {"some 2 0": drawn}} | models
+
+
+def test_both_sides_train(data):
     clock, told = benchmarks.Clock(), {"technique": "lora", "steps": 1, "seed": 0}
-    found = [ours.language(data, clock, **told)]
-    found.append(peers.language(data, clock, **told, style="Trainer", rate=1e-3))
-    assert all(one["measure"] == "perplexity" and 1 < one["test"] < 1000 for one in found)
-    draw = {"task": "some", "train_examples": 2}
-    found = peers.topics(data, clock, **told, **draw, style="PEFT", rate=1e-3)
+    for found in (ours.language(data, clock, **told), peers.language(data, clock, **told, style="Trainer", rate=1e-3)):
+        assert found["measure"] == "perplexity" and 1 < found["test"] < 1000
+    found = peers.topics(data, clock, **told, task="some", train_examples=2, style="PEFT", rate=1e-3)
     assert found["measure"] == "accuracy" and found["test"] in (0, 50, 100) and 0 < clock.found["seconds"] < 60
-
-
-def test_peers_pad_to_the_maximum_length_and_leave_the_prompt_out():
     _, words = helpers.load_language_model(quiet=True)
-    row, short = (peers.ids_of(words, ("def add(a):", "Add."), length) for length in (32, None))
-    assert {len(values) for values in row.values()} == {32} and sum(row["attention_mask"]) == len(short["labels"])
-    assert words.decode([token for token in row["labels"] if token != -100]) == f"Add.{words.eos_token}"
+    short, long = (peers.ids_of(words, data["docstrings"]["test"][0], length) for length in (None, 64))
+    assert {len(ids) for ids in long.values()} == {64} and sum(long["attention_mask"]) == len(short["labels"]) < 64
+    assert words.decode([token for token in long["labels"] if token != -100]).startswith("Add two.")
+
+
+def test_limits_are_below_what_is_measured(data):
+    for side, told in {"products": {"side": "language", "technique": "lora", "steps": 1}, "reading": {}}.items():
+        clock = benchmarks.Clock()
+        found = getattr(limits, side)(data, clock, **told)
+        assert 0 < found["least"] < clock.found["seconds"], found
+    assert found["told"].startswith(("96 steps", "95 steps"))

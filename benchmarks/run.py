@@ -18,9 +18,9 @@ import benchmarks
 from benchmarks import ROOT
 
 PEERS = ROOT / ".venv-bench" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-DOCS = 240  # docstrings to train on: 30 steps of 8, once through them
+DOCS = 192  # docstrings to train on: 24 steps of 8, once through them
 ALL = {"task": "helpdesk", "train_examples": 0}
-EPOCH = {"task": "helpdesk", "train_examples": 600, "steps": 38}  # of 16: once through 50 texts a topic
+EPOCH = {"task": "helpdesk", "train_examples": 480, "steps": 30}  # of 16: once through 40 texts a topic
 FEW = {"task": "helpdesk", "train_examples": 96}
 SMALL = {"train_examples": 48, "steps": 2, "iterations": 1}  # of --quick, where a row has such an option
 
@@ -30,18 +30,18 @@ FULL, LORA, PROMPT = (5e-5, 5e-4), (1e-3, 1e-2), (3e-2, 3e-1)  # of Trainer; PEF
 TRAINER, PEFT = "Trainer's usual recipe", "PEFT's example style"
 
 ROWS = [  # row, our side, options of both sides, pairs of runs, {peer: (its side, what only it is told)}
-    ("features, topics", "features", ALL, 4, {"sentence-transformers": ("embed", {})}),
+    ("features, topics", "features", ALL, 3, {"sentence-transformers": ("embed", {})}),
     ("features, 10,000 rows of 77 labels", "features", {"task": "many", "train_examples": 0}, 1,
      {"sentence-transformers": ("embed", {})}),
     ("LoRA, topics", "topics", EPOCH | {"technique": "LoRA q,v"}, 2,
      {TRAINER: ("topics", {"style": "Trainer", "rate": LORA}), PEFT: ("topics", {"style": "PEFT", "rate": LORA})}),
     ("everything, topics", "topics", EPOCH | {"technique": "everything"}, 2,
      {TRAINER: ("topics", {"style": "Trainer", "rate": FULL})}),
-    ("LoRA, docstrings", "language", {"technique": "lora", "steps": 30}, 2,
+    ("LoRA, docstrings", "language", {"technique": "lora", "steps": 24}, 2,
      {TRAINER: ("language", {"style": "Trainer", "rate": LORA})}),
-    ("QLoRA, docstrings", "language", {"technique": "qlora", "steps": 30}, 2,
+    ("QLoRA, docstrings", "language", {"technique": "qlora", "steps": 24}, 2,
      {TRAINER: ("language", {"style": "Trainer", "rate": LORA})}),
-    ("soft prompt, docstrings", "language", {"technique": "prompt", "steps": 30}, 2,
+    ("soft prompt, docstrings", "language", {"technique": "prompt", "steps": 24}, 2,
      {PEFT: ("language", {"style": "PEFT", "rate": PROMPT})}),
     ("8 examples a topic", "features", FEW, 2, {"SetFit": ("setfit", {"iterations": 5})}),
     ("32 examples a topic", "features", FEW | {"train_examples": 384}, 1, {"SetFit": ("setfit", {"iterations": 2})}),
@@ -64,12 +64,12 @@ def every():
             for name, module, function, told in sides[:: -1 if pair % 2 else 1]:  # who begins changes
                 yield (row, name, pair), module, function, told | {"seed": pair}
         if row in LIMITED:
-            few = {"steps": 8} if "steps" in options else {}
+            few = {"steps": 4} if "steps" in options else {}
             yield (row, "matrix products", 0), "limits", "products", {"side": side, "seed": 0} | options | few
     yield ("generation", "memory", 0), "limits", "reading", {}
     for pair in range(5):
         for policy in ("PASSIVE", "unset"):
-            told = {"steps": 6, "policy": policy}
+            told = {"steps": 5, "policy": policy}
             yield ("a busy machine", f"alone, OMP_WAIT_POLICY {policy}", pair), "limits", "busy", told
     for part, values in GROWTH.items():
         yield ("growth", part, 0), "limits", "growth", {"part": part, "values": values}

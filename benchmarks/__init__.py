@@ -1,78 +1,67 @@
 """Speed of what the notebooks do, beside what people run instead, and beside the limit: `make bench`.
 
-`ours` executes cells of the notebooks, `peers` is what people run instead (it knows nothing of `helpers` and runs in an
-environment of its own), `limits` measures the machine, the profile, a busy machine and growth, `run` drives them, each
-measurement in a process of its own, and `page` writes docs/speed.md. This file is what both sides share.
+`run` has the table of rows and drives them, each measurement in a process of its own: `ours` executes cells of the
+notebooks, `peers` is what people run instead (it knows nothing of `helpers`, and has an environment of its own),
+`limits` is the machine. `page` writes docs/speed.md. Here stands what both sides share.
 """
 
 import json
+import math
 import os
 import re
 import sys
 import time
-from contextlib import ExitStack
 from pathlib import Path
+from statistics import mean
 
 ROOT = Path(__file__).resolve().parent.parent
-LINUX = sys.platform == "linux"
 FOLDER = Path(os.environ.get("BENCH_FOLDER", ROOT / "results" / "bench"))
+JUDGED = ("validation", "test")  # rates are chosen on the first, the page tells the second
 
 
 class Clock:
-    """Seconds of a `with` block, of the clock and of all cores, and the peak memory of the process in it, in MiB."""
-
-    def __init__(self, *around):
-        self.around, self.found = around, {}
+    """Seconds of a `with` block, and the peak memory of the process in it, in MiB."""
 
     def __enter__(self):
-        self.stack = ExitStack()
-        for manager in self.around:
-            self.stack.enter_context(manager)
-        if LINUX:
+        if sys.platform == "linux":
             Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: what was before does not count
-        self.before, self.started, self.used = memory()[1], time.perf_counter(), time.process_time()
+        self.before, self.started = memory()[1], time.perf_counter()
 
     def __exit__(self, *failure):
-        self.found = {"seconds": time.perf_counter() - self.started, "cpu_seconds": time.process_time() - self.used}
-        self.found |= {"peak_mib": memory()[0], "added_mib": memory()[0] - self.before}
-        self.stack.__exit__(*failure)
+        self.found = {"seconds": time.perf_counter() - self.started, "peak_mib": memory()[0]}
+        self.found["added_mib"] = self.found["peak_mib"] - self.before
 
 
 def memory():
-    """Peak and present memory of this process, in MiB; the peak twice where there is no /proc."""
-    if LINUX:
-        found = re.findall(r"Vm(?:HWM|RSS):\s+(\d+)", Path("/proc/self/status").read_text())
-        return [int(kib) / 2**10 for kib in found]
-    import resource
-
-    return 2 * [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20]  # macOS counts bytes
+    """Peak and present memory of this process, in MiB; only Linux tells."""
+    if sys.platform != "linux":
+        return [math.nan, math.nan]
+    found = re.findall(r"Vm(?:HWM|RSS):\s+(\d+)", Path("/proc/self/status").read_text())
+    return [int(kib) / 2**10 for kib in found]
 
 
-def main(sides):
-    """Run one side in this process: its name and options come in, one line of JSON goes out."""
-    clock, data = Clock(), json.loads((FOLDER / "data.json").read_text(encoding="utf-8"))
-    scores = sides[sys.argv[1]](data, clock, **json.loads(sys.argv[2]))
-    print("\n" + json.dumps(clock.found | scores))
+def main(module):
+    """Run one side, a function of the module, in this process: name and options come in, a line of JSON goes out."""
+    clock, path = Clock(), FOLDER / "data.json"
+    data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    found = module[sys.argv[1]](data, clock, **json.loads(sys.argv[2]))
+    print("\n" + json.dumps(getattr(clock, "found", {}) | found))
 
 
-def key_of(task, train_examples, seed):
-    """Under which name data.json holds a draw of a task."""
-    return f"{task}, {train_examples} examples, seed {seed}" if train_examples else task
+def accuracy(answers, targets):
+    """Percent right on each of JUDGED."""
+    right = {s: [int(a) == int(b) for a, b in zip(answers[s], targets[s])] for s in JUDGED}
+    return {"measure": "accuracy"} | {split: 100 * mean(marks) for split, marks in right.items()}
 
 
-def perplexity(model, rows, padding):
-    """Of the replies in rows of token ids, in float32: the same measure for both sides."""
+def perplexity(model, rows):
+    """Of the replies on each of JUDGED, one at a time and in float32: the same measure for both sides."""
     import torch
 
-    total = count = 0
-    model.eval()
-    for start in range(0, len(rows), 16):
-        some = rows[start : start + 16]
-        longest = max(len(row["input_ids"]) for row in some)
-        fills = {"input_ids": padding, "attention_mask": 0, "labels": -100}
-        batch = {k: torch.tensor([row[k] + [v] * (longest - len(row[k])) for row in some]) for k, v in fills.items()}
-        learned = int((batch["labels"] != -100).sum())
+    found = {"measure": "perplexity"}
+    for split in JUDGED:
         with torch.no_grad():
-            total += model(**batch, use_cache=False).loss.item() * learned
-        count += learned
-    return {"perplexity": 2.718281828459045 ** (total / count)}
+            batches = ({name: torch.tensor([ids]) for name, ids in row.items()} for row in rows[split])
+            losses = [model.eval()(**batch, use_cache=False).loss.item() for batch in batches]
+        found[split] = math.exp(min(99.0, mean(losses)))  # a rate that is too high ends in NaN: the minimum is 99
+    return found

@@ -1,15 +1,13 @@
 """Runs the benchmark: each measurement in a process of its own, ours and theirs by turns.
 
-    python -m benchmarks.run [--quick] [--row TEXT] [--pairs N] [--record]
+    python -m benchmarks.run [--quick] [--row TEXT] [--record]
 
-A finished measurement is a line in results/bench/measured.jsonl, and is not run again; delete the file to begin anew.
-`--quick` tries every row at tiny sizes, in a folder of its own; `--record` takes what is finished to
-benchmarks/measured.json and writes docs/speed.md. Only the standard library is imported here, so that nothing of this
-process is beside what is measured.
+A finished measurement is a line in results/bench/measured.jsonl, and is not run again; delete the folder to begin anew.
+`--quick` tries every row at tiny sizes, in a folder of its own; `--record` takes a finished run to
+benchmarks/measured.json and writes docs/speed.md.
 """
 
 import argparse
-import datetime
 import json
 import os
 import subprocess
@@ -19,84 +17,72 @@ import time
 import benchmarks
 from benchmarks import ROOT
 
-HERE = sys.executable
 PEERS = ROOT / ".venv-bench" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-TOPICS = {"task": "helpdesk", "train_examples": 0}
-EPOCH = TOPICS | {"steps": 75}  # of 16: once through all 1,200 texts
-FEW = {"task": "helpdesk", "few": True}
-SMALL = {"steps": 2, "iterations": 1}  # of --quick, where a row has such an option
+DOCS = 192  # docstrings to train on: 24 steps of 8, once through them
+ALL = {"task": "helpdesk", "train_examples": 0}
+EPOCH = {"task": "helpdesk", "train_examples": 480, "steps": 30}  # of 16: once through 40 texts a topic
+FEW = {"task": "helpdesk", "train_examples": 96}
+SMALL = {"train_examples": 48, "steps": 2, "iterations": 1}  # of --quick, where a row has such an option
 
-# Row: our side, its options, and for each peer its side and what only it is told; pairs of runs. Both sides are given
-# the same options, so that they have the same texts and steps.
-ROWS = {
-    "features, topics": ("features", TOPICS, {"sentence-transformers": ("sentence_transformers", {})}, 5),
-    "features, 10,000 rows of 77 labels": (
-        "features", {"task": "many", "train_examples": 0}, {"sentence-transformers": ("sentence_transformers", {})}, 3,
-    ),
-    "LoRA, topics": (
-        "topics", EPOCH | {"technique": "LoRA q,v"},
-        {"Trainer's usual recipe": ("topics", {}), "PEFT's example style": ("topics", {"style": "PEFT"})}, 3,
-    ),
-    "everything, topics": (
-        "topics", EPOCH | {"technique": "everything"}, {"Trainer's usual recipe": ("topics", {})}, 3,
-    ),
-    "LoRA, docstrings": (
-        "language", {"technique": "lora", "steps": 30}, {"Trainer's usual recipe": ("language", {})}, 5,
-    ),
-    "QLoRA, docstrings": (
-        "language", {"technique": "qlora", "steps": 20}, {"Trainer's usual recipe": ("language", {})}, 3,
-    ),
-    "soft prompt, docstrings": (
-        "language", {"technique": "prompt", "steps": 30}, {"PEFT's example style": ("language", {})}, 5,
-    ),
-    "8 examples a topic": (
-        "features", FEW | {"train_examples": 96}, {"SetFit": ("setfit", {"iterations": 10})}, 3,
-    ),
-    "32 examples a topic": (
-        "features", FEW | {"train_examples": 384}, {"SetFit": ("setfit", {"iterations": 4})}, 3,
-    ),
-    "generation": ("generation", {}, {"generate, one by one": ("generation", {})}, 3),
-}  # fmt: skip
-LIMITS = {  # side of `ours`, options
-    "features, topics": ("features", TOPICS | {"seed": 0}),
-    "LoRA, topics": ("topics", EPOCH | {"technique": "LoRA q,v", "steps": 20, "seed": 0}),
-    "everything, topics": ("topics", EPOCH | {"technique": "everything", "steps": 20, "seed": 0}),
-    **{
-        f"{name}, docstrings": ("language", {"technique": technique, "steps": 20, "seed": 0})
-        for name, technique in {"LoRA": "lora", "QLoRA": "qlora", "soft prompt": "prompt"}.items()
-    },
-}
-GROWTH = {"texts": (250, 1_000, 4_000, 20_000), "labels": (2, 10, 50, 150), "tokens": (64, 128, 256, 512, 1_000)}
-GROWTH |= {"rank": (1, 4, 16, 64, 256), "prompt": (1, 5, 20, 50, 200), "width": (128, 256, 512, 1_024, 1_536)}
+# The rate that the library or the paper gives, which large models bear, and ten times that, for small ones. A peer has
+# them by turns, and the page tells of the one that is better on `validation`.
+FULL, LORA, PROMPT = (5e-5, 5e-4), (1e-3, 1e-2), (3e-2, 3e-1)  # of Trainer; PEFT's quick tour; PEFT's prompt tuning
+TRAINER, PEFT = "Trainer's usual recipe", "PEFT's example style"
+
+ROWS = [  # row, our side, options of both sides, pairs of runs, {peer: (its side, what only it is told)}
+    ("features, topics", "features", ALL, 3, {"sentence-transformers": ("embed", {})}),
+    ("features, 10,000 rows of 77 labels", "features", {"task": "many", "train_examples": 0}, 1,
+     {"sentence-transformers": ("embed", {})}),
+    ("LoRA, topics", "topics", EPOCH | {"technique": "LoRA q,v"}, 2,
+     {TRAINER: ("topics", {"style": "Trainer", "rate": LORA}), PEFT: ("topics", {"style": "PEFT", "rate": LORA})}),
+    ("everything, topics", "topics", EPOCH | {"technique": "everything"}, 2,
+     {TRAINER: ("topics", {"style": "Trainer", "rate": FULL})}),
+    ("LoRA, docstrings", "language", {"technique": "lora", "steps": 24}, 2,
+     {TRAINER: ("language", {"style": "Trainer", "rate": LORA})}),
+    ("QLoRA, docstrings", "language", {"technique": "qlora", "steps": 24}, 2,
+     {TRAINER: ("language", {"style": "Trainer", "rate": LORA})}),
+    ("soft prompt, docstrings", "language", {"technique": "prompt", "steps": 24}, 2,
+     {PEFT: ("language", {"style": "PEFT", "rate": PROMPT})}),
+    ("8 examples a topic", "features", FEW, 2, {"SetFit": ("setfit", {"iterations": 5})}),
+    ("32 examples a topic", "features", FEW | {"train_examples": 384}, 1, {"SetFit": ("setfit", {"iterations": 2})}),
+    ("generation", "generation", {}, 2, {"generate, one by one": ("generation", {})}),
+]  # fmt: skip
+LIMITED = ("features, topics", "LoRA, topics", "everything, topics", "LoRA, docstrings", "QLoRA, docstrings",
+           "soft prompt, docstrings")  # fmt: skip
+GROWTH = {"texts": (1_000, 4_000, 20_000), "labels": (2, 20, 150), "tokens": (64, 256, 1_000), "rank": (1, 16, 256)}
+GROWTH |= {"prompt": (1, 20, 200), "width": (128, 512, 1_024)}
 
 
-def jobs(quick, pairs):
-    """Every measurement in its order: (who, python, module, side, options, OMP_WAIT_POLICY)."""
-
-    def sized(options):
-        smaller = SMALL | ({"train_examples": 48} if options.get("task") == "helpdesk" else {})
-        return options | {name: value for name, value in smaller.items() if quick and name in options}
-
-    for row, (side, options, peers, usual) in ROWS.items():
-        for pair in range(1 if quick else pairs or usual):
-            both = sized(options) | {"seed": pair}
-            sides = [("ours", HERE, "benchmarks.ours", side, both)]
-            sides += [
-                (name, PEERS, "benchmarks.peers", peer, both | sized(more)) for name, (peer, more) in peers.items()
-            ]
-            for name, *how in sides[:: -1 if pair % 2 else 1]:  # who begins changes
-                yield {"row": row, "side": name, "pair": pair}, *how, "PASSIVE"
-    for row, (side, options) in LIMITS.items():
-        told = {"side": side, "options": sized(options)}
-        yield {"row": row, "side": "limit", "pair": 0}, HERE, "benchmarks.limits", "limit", told, "PASSIVE"
-    yield {"row": "generation", "side": "limit", "pair": 0}, HERE, "benchmarks.limits", "reading", {}, "PASSIVE"
-    for pair in range(1 if quick else 5):
-        for policy in ("PASSIVE", None):
-            who = {"row": "a busy machine", "side": policy or "unset", "pair": pair}
-            yield who, HERE, "benchmarks.limits", "busy", {"steps": 2 if quick else 10}, policy
+def every():
+    """Every measurement in its order: (row, side and pair, module, function, its options)."""
+    for row, side, options, pairs, peers in ROWS:
+        for pair in range(pairs):
+            sides = [("ours", "ours", side, options)]
+            for peer, (its, more) in peers.items():
+                rate = {"rate": more["rate"][pair % 2]} if "rate" in more else {}
+                sides.append((peer, "peers", its, options | more | rate))
+            for name, module, function, told in sides[:: -1 if pair % 2 else 1]:  # who begins changes
+                yield (row, name, pair), module, function, told | {"seed": pair}
+        if row in LIMITED:
+            few = {"steps": 4} if "steps" in options else {}
+            yield (row, "matrix products", 0), "limits", "products", {"side": side, "seed": 0} | options | few
+    yield ("generation", "memory", 0), "limits", "reading", {}
+    for pair in range(5):
+        for policy in ("PASSIVE", "unset"):
+            told = {"steps": 5, "policy": policy}
+            yield ("a busy machine", f"alone, OMP_WAIT_POLICY {policy}", pair), "limits", "busy", told
     for part, values in GROWTH.items():
-        told = {"part": part, "values": values[: 2 if quick else None]}
-        yield {"row": "growth", "side": part, "pair": 0}, HERE, "benchmarks.limits", "growth", told, "PASSIVE"
+        yield ("growth", part, 0), "limits", "growth", {"part": part, "values": values}
+
+
+def jobs(quick):
+    """All of `every`, or one of each at tiny sizes."""
+    for who, module, function, told in every():
+        tiny = SMALL | {"values": told.get("values", ())[:2]}
+        if not quick:
+            yield who, module, function, told
+        elif who[-1] == 0:
+            yield who, module, function, told | {name: value for name, value in tiny.items() if name in told}
 
 
 def make_peers():
@@ -109,64 +95,50 @@ def make_peers():
         stamp.touch()
 
 
-def start(python, module, *told, policy="PASSIVE"):
-    """Run a module in a process of its own; what it printed. A failure ends the benchmark, and says what it wrote."""
-    about = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
-    about |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    about |= {"OMP_WAIT_POLICY": policy} if policy else {}
-    about |= {"BENCH_FOLDER": str(benchmarks.FOLDER), "MPLBACKEND": "Agg"}
-    done = subprocess.run([python, "-m", module, *told], cwd=ROOT, env=about, capture_output=True, text=True)
+def start(module, function, options):
+    """Run it in a process of its own; what it found. A failure ends the benchmark, and says what it wrote."""
+    about = os.environ | {"PYTHONPATH": str(ROOT), "BENCH_FOLDER": str(benchmarks.FOLDER), "MPLBACKEND": "Agg"}
+    about |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    about["OMP_WAIT_POLICY"] = options.get("policy", "PASSIVE")
+    if about["OMP_WAIT_POLICY"] == "unset":
+        del about["OMP_WAIT_POLICY"]
+    told = [PEERS if module == "peers" else sys.executable, "-m", f"benchmarks.{module}", function, json.dumps(options)]
+    done = subprocess.run(told, cwd=ROOT, env=about, capture_output=True, text=True)
     if done.returncode:
-        sys.exit(f"{module} {' '.join(told)} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
-    return done.stdout
+        sys.exit(f"{module} {function} {options} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def bench(quick, row, pairs):
+def bench(quick, row):
     """Run what is not in measured.jsonl yet."""
-    folder = benchmarks.FOLDER
+    folder, begun = benchmarks.FOLDER, time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    log, begun = folder / "measured.jsonl", time.monotonic()
-    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    finished = [json.loads(line)["who"] for line in lines]
-    todo = [job for job in jobs(quick, pairs) if job[0] not in finished and row in f"{job[0]['row']}, {job[0]['side']}"]
+    log = folder / "measured.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    finished = {(line["row"], line["side"], line["pair"]) for line in lines}
+    todo = [job for job in jobs(quick) if job[0] not in finished and row in ", ".join(job[0][:2])]
     make_peers()
     if not (folder / "data.json").exists():
-        sides = [told for *_, told, _ in jobs(quick, pairs) if "task" in told]
-        draws = sorted({(told["task"], told["train_examples"], told["seed"]) for told in sides})
-        start(HERE, "benchmarks.ours", "prepare", json.dumps({"draws": draws, "quick": quick}))
-    for number, (who, python, module, side, told, policy) in enumerate(todo, 1):
-        before = time.monotonic()
-        found = json.loads(start(python, module, side, json.dumps(told), policy=policy).splitlines()[-1])
-        found |= {"process_seconds": time.monotonic() - before}
-        with log.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"who": who, "options": told, "found": found}) + "\n")
-        spent = (time.monotonic() - begun) / 60
-        print(f"{number} of {len(todo)}, {spent:.1f} min: {who} {found.get('seconds', 0):.1f} s", flush=True)
-
-
-def record(quick):
-    """Take what is finished to benchmarks/measured.json, with where and when, and write the page and the figure."""
-    about = start(HERE, "benchmarks.limits", "about", "{}").splitlines()[-1]
-    about = json.loads(about) | {
-        "command": f"make bench{' ARGS=--quick' * quick}",
-        "date": datetime.date.today().isoformat(),
-    }
-    lines = (benchmarks.FOLDER / "measured.jsonl").read_text(encoding="utf-8").splitlines()
-    text = ",\n".join([json.dumps(about), *lines])
-    (ROOT / "benchmarks" / "measured.json").write_text(f"[\n{text}\n]\n", encoding="utf-8")
-    start(HERE, "benchmarks.page")
+        start("ours", "prepare", {"quick": quick})
+    for number, (who, module, function, told) in enumerate(todo, 1):
+        line = dict(zip(("row", "side", "pair"), who)) | {"module": module, "rate": told.get("rate")}
+        line |= start(module, function, told)
+        with log.open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+        print(f"{number} of {len(todo)}, {(time.monotonic() - begun) / 60:.1f} min: {who}", flush=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="every row once, at tiny sizes")
     parser.add_argument("--row", default="", metavar="TEXT", help="only rows and sides with this in their name")
-    parser.add_argument("--pairs", type=int, default=0, metavar="N", help="pairs of runs (default: those of the row)")
     parser.add_argument("--record", action="store_true", help="write benchmarks/measured.json and docs/speed.md")
     options = parser.parse_args()
     if options.quick:
         benchmarks.FOLDER = benchmarks.FOLDER / "quick"
     if options.record:
-        record(options.quick)
+        from benchmarks import page  # imports torch
+
+        page.record(f"make bench{' ARGS=--quick' * options.quick}")
     else:
-        bench(options.quick, options.row, options.pairs)
+        bench(options.quick, options.row)

@@ -14,7 +14,7 @@ from tools.run import run_notebook
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("01_feature_extraction", "02_lora", "03_qlora", "04_prompt_tuning")
 AT_A_TIME = 2  # one notebook alone leaves half of two cores idle most of the time
-# What the Hub counts as downloaded most, an encoder and a language model each; tests/tiny.py makes small ones.
+# Five families of each kind that people use most (our judgement: no hub is in reach); tests/tiny.py makes small ones.
 POPULAR = [
     ("roberta", "gpt2"),
     ("distilbert", "llama 3"),

@@ -37,9 +37,8 @@ SKIPPED = {"tests", "test", "testing", "site-packages", "node_modules", "build",
 SECTION = re.compile(r"^\s*(Args|Arguments|Parameters|Params):?\s*$|[:@](param|arg|parameter|argument)\b", re.M)
 LISTED = ("param", "parameter", "arg", "argument")  # how the parser calls a documented parameter
 UNDOCUMENTED = "without a docstring"
-Found = tuple[
-    list[Any], Counter[str], list[str]
-]  # usable functions, what was left out by reason, and undocumented ones
+# Usable functions, what was left out by reason, and the first lines of undocumented ones.
+Found = tuple[list[Any], Counter[str], list[str]]
 
 
 class Pair(NamedTuple):
@@ -303,13 +302,15 @@ def _usable(node: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[str, str, tup
     text, names = ast.get_docstring(node), _names(node.args)
     if not text:
         return UNDOCUMENTED
-    if not 1 <= len(names) <= MOST_PARAMETERS:
-        return f"with more than {MOST_PARAMETERS} parameters" if names else "without parameters"
+    if not names:
+        return "without parameters"
+    if len(names) > MOST_PARAMETERS:
+        return f"with more than {MOST_PARAMETERS} parameters"
     try:
-        found = parse(text if SECTION.search(text) else "")
+        found = parse(text) if SECTION.search(text) else None
     except ParseError:
-        found = parse("")
-    listed = [part for part in found.params if part.args[0] in LISTED]
+        found = None
+    listed = [part for part in found.params if part.args[0] in LISTED] if found else []
     if not listed:
         return "with no parameters documented in a known style"
     if [part.arg_name.strip("*`\\: ") for part in listed] != [name.strip("*") for name in names]:

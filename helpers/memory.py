@@ -232,7 +232,6 @@ def _build(
             kind.from_dict(json.loads(config)), dtype=compute, trust_remote_code=False
         )
         straighten(model)
-        model.loss_type = model.loss_type or "ForCausalLM"  # as load_language_model does
         model.tie_weights()  # transformers 5.0 forgets it on the meta device, and embeddings would count twice
     if method == "qlora":
         _to_four_bits(model, compute_dtype=compute, **four_bits)
@@ -270,9 +269,8 @@ def _to_four_bits(model: nn.Module, **options: Any) -> None:
     model.is_loaded_in_4bit = True  # what PEFT looks at
     for block in transformer_blocks(model):
         for name, old in [(n, m) for n, m in block.named_modules() if type(m) is nn.Linear]:
-            parent, _, last = name.rpartition(".")
             new = Meta4bit(old.in_features, old.out_features, bias=old.bias is not None, device="meta", **options)
-            setattr(block.get_submodule(parent), last, new)
+            block.set_submodule(name, new)
 
 
 class _Multiply(torch.autograd.Function):

@@ -159,7 +159,6 @@ def load_language_model(
     folder, source, why = _find_language_model(name, device)
     drawn = seed if random_weights else None
     model, source = _load(AutoModelForCausalLM, folder, source, drawn, device, quantization, dtype)
-    model.loss_type = model.loss_type or "ForCausalLM"  # else GPT-2 warns of its own name at the first loss
     tokenizer = _read_tokenizer(folder)
     _check_fit(folder, model, tokenizer)
     _pad_with_own_token(model, tokenizer)
@@ -189,12 +188,14 @@ def transformer_blocks(model: nn.Module) -> nn.ModuleList:
     )
 
 
-def straighten(model: nn.Module) -> None:
-    """Put linear layers in place of GPT-2's Conv1D, whose weights lie the other way round.
+def straighten(model: PreTrainedModel) -> None:
+    """Make GPT-2 a model like the others: put linear layers in place of its Conv1D, whose weights lie the other way.
 
     So what is written for linear layers, here, in a notebook or in PEFT, needs no second case. A state
     dictionary, and with it every saved file, keeps GPT-2's form, in both directions.
     """
+    if model.can_generate():
+        model.loss_type = model.loss_type or "ForCausalLM"  # else it warns of its own name at the first loss
     for name, old in list(model.named_modules()):
         if isinstance(old, Conv1D):
             new = nn.Linear(*old.weight.shape, device="meta")

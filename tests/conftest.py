@@ -13,6 +13,7 @@ from tools.run import run_notebook
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("01_feature_extraction", "02_lora", "03_qlora", "04_prompt_tuning")
+LONG = bool(os.environ.get("LONG"))  # what takes minutes more, by LONG=1 make test
 AT_A_TIME = 2  # one notebook alone leaves half of two cores idle most of the time
 # Five families of each kind that people use most (our judgement: no hub is in reach); tests/tiny.py makes small ones.
 POPULAR = [

@@ -5,9 +5,10 @@
 
 import math
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import tiny
@@ -63,6 +64,17 @@ class Refusal:
     said: tuple[str, ...]
     run: Callable[[Path], object]
     error: type[TutorialError]
+
+
+@cache  # the tests and the page ask for the same
+def tried(refusal: Refusal) -> str | None:
+    """The message of a refusal, or None if nothing was refused; another error is raised."""
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            refusal.run(Path(scratch))
+        except refusal.error as refused:
+            return str(refused)
+    return None
 
 
 def some(kind: str, error: type, run: Callable, *cases: tuple) -> list[Refusal]:
@@ -210,7 +222,7 @@ def renamed(folder):
 
 
 def model_folder(name, change, folder):
-    change(next(model for model in tiny.ENCODERS + tiny.DECODERS if model.name == name).write(folder))
+    change(tiny.named(name).write(folder))
     load_encoder(str(folder), quiet=True)
 
 
@@ -252,7 +264,7 @@ def own_code(folder):
 
 
 def autocast(quantization, folder):
-    deberta = next(model for model in tiny.ENCODERS if model.config == "DebertaV2").write(folder)
+    deberta = tiny.named("deberta-v2, v3").write(folder)
     model = load_classifier(str(deberta), LABELS, quantization=BitsAndBytesConfig(**quantization))
     assert output(model).isfinite().all()
     with torch.autocast("cpu", torch.bfloat16):
@@ -262,6 +274,19 @@ def autocast(quantization, folder):
 def billed(options, folder):
     config = LlamaConfig(**SHAPE, hidden_size=16, max_position_embeddings=256, **options.pop("config", {}))
     memory_bill(options.pop("name", config), **({"length": 64} | options))
+
+
+def slow(folder):
+    (folder / "tokenizer.json").unlink()
+    (folder / "spm.model").write_bytes(b"\n\x0e\n\x05<unk>")
+
+
+def without(*tokens):
+    return lambda folder: tiny.edit(folder / "tokenizer_config.json", **{f"{token}_token": None for token in tokens})
+
+
+def larger(folder):
+    tiny.tokenizer_of(tiny.BERT, tiny.WORDS + 10).save_pretrained(folder)
 
 
 FOUR_BITS = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
@@ -414,7 +439,16 @@ REFUSALS = [
         ("code of its own", ("config.json",), own_code),
     ),
     *some("the folder of a model", ModelError, model_folder,
-          *((name, (said,), model, change) for name, (model, change, said) in tiny.FOLDERS.items())),
+        ("a pickle and no safetensors", ("is a pickle, which can run code",), "roberta",
+         move("model.safetensors", "pytorch_model.bin")),
+        ("no tokenizer.json, only a SentencePiece file", ("spm.model alone is not read here",), "camembert", slow),
+        *((f"weights packed by {method.upper()}", ("Give the original model",), "llama 2",
+           edited(quantization_config={"quant_method": method, "bits": 4, "group_size": 128}))
+          for method in ("gptq", "awq")),
+        ("no padding, end or other special token", ("no other special token",), "llama 2",
+         without("bos", "eos", "unk")),
+        ("a tokenizer larger than the table", ("its largest token id is 309, the model has 300",), "bert", larger),
+    ),
     *some("loading a model", ParameterError, lambda call, _: call(),
         ("a classifier of one label", ("at least two",), partial(load_classifier, labels=["only"])),
         ("neither 4 nor 8 bits", ("neither load_in_4bit=True nor load_in_8bit=True",),

@@ -3,18 +3,16 @@
 import csv
 import io
 import json
-import os
 from collections import Counter
 
 import pytest
 from cases import CASES, RARE, ROWS, TEXTS, folder, labelled, lines, parquet, rows_of, table, write
+from conftest import LONG
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from helpers.errors import DataError
 from helpers.tasks import load_task
-
-LONG = bool(os.environ.get("LONG"))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.kind)

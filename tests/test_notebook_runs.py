@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from conftest import EVERY_PAIR, ROOT
+from conftest import EVERY_PAIR, LONG, ROOT
 
 from helpers.scoreboard import TECHNIQUES, table_of
 
@@ -26,7 +26,7 @@ def test_your_own_file_code_and_models_work_unedited(started, run, classifiers):
     assert written == {"docstrings of rich, google style", "docstrings of rich, numpy style"}
 
 
-@pytest.mark.skipif("LONG" not in os.environ, reason="twenty runs take six minutes: LONG=1 make test")
+@pytest.mark.skipif(not LONG, reason="twenty runs take six minutes: LONG=1 make test")
 @pytest.mark.parametrize("run", EVERY_PAIR)
 def test_what_people_use_most_goes_through_every_notebook(started, run):
     assert started[run].result().records

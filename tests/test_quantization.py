@@ -145,7 +145,7 @@ def test_a_rank_is_held_against_the_true_matrix():
 def test_a_model_that_stays_unquantised_is_refused(monkeypatch, tmp_path, bits):
     """Falcon's layers, were it not refused before it is read, stand for those of a model that nobody here knows."""
     monkeypatch.setattr("helpers.models.check_kind", lambda config: None)
-    falcon = next(model for model in tiny.DECODERS if model.name == "falcon").write(tmp_path)
+    falcon = tiny.named("falcon").write(tmp_path)
     with pytest.raises(ModelError, match="not one layer of a model of type 'falcon' was quantised"):
         load_encoder(str(falcon), quantization=BitsAndBytesConfig(**{f"load_in_{bits}bit": True}), quiet=True)
 

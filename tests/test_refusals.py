@@ -3,14 +3,13 @@
 from collections import Counter
 
 import pytest
-from refusals import REFUSALS
+from refusals import REFUSALS, tried
 
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: f"{refusal.kind}-{refusal.name}")
-def test_it_is_refused_by_name(refusal, tmp_path):
-    with pytest.raises(refusal.error) as refused:
-        refusal.run(tmp_path)
-    message, place = str(refused.value), 0
+def test_it_is_refused_by_name(refusal):
+    message, place = tried(refusal), 0
+    assert message is not None, "nothing was refused"
     for words in refusal.said:
         place = message.find(words, place)
         assert place >= 0, f"{words!r} is not in: {message}"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -246,6 +247,7 @@ def test_command_runs_the_rest_after_a_failure(tmp_path, monkeypatch, capfd):
     assert os.environ["HF_TOKEN"] not in out + err
     lines = out.splitlines()
     assert lines[0].startswith("02_good  ") and lines[0].endswith(" s  it learned")
+    assert re.fullmatch(r"  slowest cells: ([\w-]+ \d+ s, ){2}[\w-]+ \d+ s", lines[1])
     assert "LoRA" in out and "1 of 2 notebooks passed" in out and lines[-1].strip() == str(good.output / "02_good.html")
     assert "FAILED  01_bad.ipynb, cell cell-0" in err
     assert (bad.output / "01_bad.failed.ipynb").exists() and good.records.exists()

@@ -1,7 +1,6 @@
 """Tiny models with random weights in the Hub's layout, one line an architecture: no network, a second each."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -59,7 +58,7 @@ class Tiny:
 
     def write(self, folder: Path) -> Path:
         """Write config.json, model.safetensors, tokenizer.json and tokenizer_config.json."""
-        tokenizer = _tokenizer(self.tokens)
+        tokenizer = tokenizer_of(self.tokens)
         if self.spare < 0:
             tokenizer.add_tokens(["<picture>"], special_tokens=True)  # as in Gemma 3: beyond the table
         tokenizer.save_pretrained(folder)
@@ -76,7 +75,7 @@ class Tiny:
         return folder
 
 
-def _tokenizer(tokens: dict, words: int = WORDS) -> PreTrainedTokenizerFast:
+def tokenizer_of(tokens: dict, words: int = WORDS) -> PreTrainedTokenizerFast:
     made = Tokenizer(models.BPE())
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -91,10 +90,15 @@ def _tokenizer(tokens: dict, words: int = WORDS) -> PreTrainedTokenizerFast:
     )
 
 
+def named(name: str) -> Tiny:
+    """The architecture of this name."""
+    return next(model for model in ENCODERS + DECODERS if model.name == name)
+
+
 def made(name: str, folder: Path) -> Path:
-    """The model of this name, which reads as much at once as its family does: notebooks have long prompts."""
+    """The model of this name, written, which reads as much at once as its family does: notebooks have long prompts."""
     folder.mkdir()
-    model = next(model for model in ENCODERS + DECODERS if model.name == name)
+    model = named(name)
     longer = {size: 514 for size in ("max_position_embeddings", "n_positions") if size in model.sizes}
     replace(model, sizes=model.sizes | longer).write(folder)
     edit(folder / "tokenizer_config.json", model_max_length=512)
@@ -180,37 +184,4 @@ DECODERS = [
 TRIALS = {
     "Encoders": (ENCODERS, ("LoRA", "4 bits", "soft prompt")),
     "Language models": (DECODERS, ("LoRA", "4 bits", "soft prompt", "prefix", "bill", "as an encoder")),
-}
-
-
-def _pickle(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-
-
-def _slow(folder: Path) -> None:
-    (folder / "tokenizer.json").unlink()
-    (folder / "spm.model").write_bytes(b"\n\x0e\n\x05<unk>")
-
-
-def _packed(method: str) -> Callable[[Path], None]:
-    about = {"quant_method": method, "bits": 4, "group_size": 128}
-    return lambda folder: edit(folder / "config.json", quantization_config=about)
-
-
-def _without(*tokens: str) -> Callable[[Path], None]:
-    return lambda folder: edit(folder / "tokenizer_config.json", **{f"{token}_token": None for token in tokens})
-
-
-def _larger(folder: Path) -> None:
-    _tokenizer(BERT, WORDS + 10).save_pretrained(folder)
-
-
-# Folders that are refused: the architecture, what was done to it, and the words of the error.
-FOLDERS = {
-    "a pickle and no safetensors": ("roberta", _pickle, "is a pickle, which can run code"),
-    "no tokenizer.json, only a SentencePiece file": ("camembert", _slow, "spm.model alone is not read here"),
-    "weights packed by GPTQ": ("llama 2", _packed("gptq"), "Give the original model"),
-    "weights packed by AWQ": ("llama 2", _packed("awq"), "Give the original model"),
-    "no padding, end or other special token": ("llama 2", _without("bos", "eos", "unk"), "no other special token"),
-    "a tokenizer larger than the table": ("bert", _larger, "its largest token id is 309, the model has 300"),
 }

@@ -3,7 +3,6 @@
 import sys
 import tempfile
 from collections import Counter
-from pathlib import Path
 
 from .results import ROOT, markdown
 
@@ -36,6 +35,8 @@ without a difference. How well a model answers is not in it.
 - soft prompt, prefix: train, save and load; before an encoder with `**prompt_shape(model)`.
 - bill: the weights of the memory bill are to the byte those that are loaded.
 - as an encoder: a language model as the backbone of a classifier, with LoRA.
+
+Which folders are refused whatever the architecture, such as those with pickles: [faults.md](faults.md).
 """
 
 
@@ -56,16 +57,9 @@ def faults() -> str:
 
 
 def _refused() -> str:
-    from refusals import REFUSALS
+    from refusals import REFUSALS, tried
 
-    silent = 0
-    for refusal in REFUSALS:
-        with tempfile.TemporaryDirectory() as scratch:
-            try:
-                refusal.run(Path(scratch))
-                silent += 1
-            except refusal.error:
-                pass
+    silent = sum(tried(refusal) is None for refusal in REFUSALS)
     count = f"Tried: {len(REFUSALS)}. Refused by name: {len(REFUSALS) - silent}. Silent: {silent}."
     rows = [(refusal.kind, refusal.name, " ... ".join(refusal.said)) for refusal in REFUSALS]
     return "\n".join([REFUSED, f"{count}\n", markdown(["kind", "fault", "words of the error"], rows)])
@@ -80,8 +74,6 @@ def architectures() -> str:
         reasons = [[model.name, *map(model.why_not, trials)] for model in models]
         rows = [[name, *(f"refused: {why}" if why else "works" for why in found)] for name, *found in reasons]
         parts.append(f"## {title}\n\n{markdown(['architecture', *trials], rows)}")
-    folders = [[name, f"{model}: {said}"] for name, (model, _, said) in tiny.FOLDERS.items()]
-    parts.append(f"## Folders that are refused\n\n{markdown(['what is in it', 'words of the error'], folders)}")
     return "\n".join(parts)
 
 

@@ -17,12 +17,17 @@ help:  ## show this
 	$(IN_VENV) -m pip install -r requirements.txt -e .
 	@touch $@
 
+# The site's packages and the browser's driver, which only tests and `make site` need.
+.venv/.done-docs: .venv/.done docs/requirements.txt
+	$(IN_VENV) -m pip install -r docs/requirements.txt
+	@touch $@
+
 setup: .venv/.done  ## only make .venv, which takes 2.2 GB and some minutes
 
 run: .venv/.done  ## execute the four notebooks strictly, and print the scoreboard
 	$(IN_VENV) -m tools.run $(ARGS)
 
-test: .venv/.done  ## run every test, the notebooks among them
+test: .venv/.done-docs  ## run every test, the notebooks among them
 	$(IN_VENV) -m pytest $(ARGS)
 
 lab: .venv/.done  ## open JupyterLab

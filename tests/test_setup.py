@@ -123,8 +123,8 @@ def test_makefile_offers_the_commands_on_one_page():
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     commands = {"setup", "run", "test", "lab", "lint", "measurements", "results", "test-platforms", "offline-kit"}
     commands |= {"bench"}
-    assert len(text.splitlines()) <= 50
-    assert set(re.findall(r"^([a-z-]+): \.venv/\.done .*## ", text, re.MULTILINE)) == commands
+    assert len(text.splitlines()) <= 72  # a page
+    assert set(re.findall(r"^([a-z-]+): \.venv/\.done(?:-docs)? .*## ", text, re.MULTILINE)) == commands
     assert re.search(r"^export OMP_WAIT_POLICY = PASSIVE$", text, re.MULTILINE)
     assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     for module in re.findall(r"-m (tools\.\w+)", text):

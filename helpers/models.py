@@ -24,6 +24,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
+from .attention import read_text_by_text
 from .errors import ModelError, OfflineError, ParameterError
 from .hub import ENCODER, LANGUAGE_MODEL, find_model
 from .measuring import count_parameters
@@ -159,6 +160,7 @@ def load_language_model(
     folder, source, why = _find_language_model(name, device)
     drawn = seed if random_weights else None
     model, source = _load(AutoModelForCausalLM, folder, source, drawn, device, quantization, dtype)
+    read_text_by_text(model)
     tokenizer = _read_tokenizer(folder)
     _check_fit(folder, model, tokenizer)
     _pad_with_own_token(model, tokenizer)

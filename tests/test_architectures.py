@@ -12,7 +12,13 @@ import torch
 import transformers
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, DataCollatorForSeq2Seq, DataCollatorWithPadding
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    DataCollatorForSeq2Seq,
+    DataCollatorWithFlattening,
+    DataCollatorWithPadding,
+)
 
 from helpers import (
     choose_machine,
@@ -216,3 +222,18 @@ def test_queries_and_values_are_found_by_name(model, folder_of):
     found = query_value(loaded)
     assert len(found) == model.query_value
     assert sorted(get_peft_model(loaded, LoraConfig(target_modules=found)).targeted_module_names) == sorted(found)
+
+
+@pytest.mark.parametrize("model", [pytest.param(m, id=m.name, marks=here(m)) for m in tiny.DECODERS if not m.refused])
+def test_texts_in_one_row_are_read_one_by_one(model, folder_of):
+    """Attention computed text by text is that over the whole row with its mask, and that of each text alone."""
+    loaded, tokenizer = load_language_model(str(folder_of(model)), quiet=True)
+    together = DataCollatorWithFlattening()(rows(tokenizer, writes=True))
+    found = loaded(**together, use_cache=False).logits
+    if loaded.config._attn_implementation == "text_by_text":
+        loaded.set_attn_implementation("sdpa")
+        assert torch.allclose(found, loaded(**together, use_cache=False).logits, atol=1e-5)
+    if model.name in ("opt", "bloom", "qwen3.5, text"):  # other positions, or a state along the row: notebook 2 warns
+        return
+    alone = [loaded(torch.tensor([row["input_ids"]])).logits for row in rows(tokenizer, writes=True)]
+    assert torch.allclose(found, torch.cat(alone, dim=1), atol=1e-4)

@@ -5,6 +5,7 @@ import torch
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening, DataCollatorWithPadding
 
 from helpers import choose_machine, fit, load_classifier, load_encoder, load_language_model, load_task, predict
+from helpers.attention import texts_of
 from helpers.docstrings import mask_prompt
 from helpers.errors import ParameterError
 
@@ -78,3 +79,23 @@ def test_flattened_texts_train_a_model_as_padded_ones_do():
         collator = DataCollatorWithFlattening() if flat else DataCollatorForSeq2Seq(tokenizer)
         losses.append(fit(model, rows, collator, steps=3, rate=1e-3, machine=MACHINE, batch=8))
     assert losses[0] == pytest.approx(losses[1], rel=1e-4) and losses[0][2] < losses[0][0] - 0.01
+
+
+@pytest.mark.parametrize(
+    ("mask", "lengths"),
+    [
+        (torch.block_diag(*(torch.ones(n, n).tril() for n in (3, 1, 2))), [3, 1, 2]),
+        (torch.ones(4, 4).tril(), [4]),
+        (torch.ones(4, 4), []),  # looks ahead
+        (torch.ones(6, 6).tril().triu(-2), []),  # a window of three
+        (torch.ones(4, 4).tril() * torch.tensor([0, 1, 1, 1]), []),  # padded
+        (torch.block_diag(torch.ones(3, 3).tril(), torch.ones(2, 2)), []),
+    ],
+)
+def test_the_texts_of_a_row_are_read_from_its_mask(mask, lengths):
+    assert texts_of(mask.bool()[None, None]) == lengths
+    assert texts_of(mask[None, None]) == texts_of(None) == texts_of(mask.bool()[None, None].expand(2, 1, -1, -1)) == []
+
+
+def test_the_shipped_model_reads_text_by_text():
+    assert load_language_model(quiet=True)[0].config._attn_implementation == "text_by_text"

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -43,6 +45,17 @@ EVERY_PAIR = {
     for number in range(4)
 }
 RUNS |= EVERY_PAIR
+# Seconds of one matrix product, on one thread as the notebooks have it here: what a notebook's seconds are held to.
+REFERENCE = """
+import time, torch
+torch.set_num_threads(1)
+matrix, seconds = torch.ones(1024, 1024), []
+for _ in range(20):
+    began = time.perf_counter()
+    matrix @ matrix
+    seconds.append(time.perf_counter() - began)
+print(sorted(seconds)[10])
+"""
 # As on a reader's machine, and made here so that no scanner finds a secret in the repository: a test looks for it in
 # all that a run leaves.
 os.environ |= dict.fromkeys(("HF_TOKEN", "KAGGLE_KEY", "WANDB_API_KEY"), "hf_" + "Planted" * 5)
@@ -69,6 +82,11 @@ class Executed:
         self.folder = folder
         self.records = json.loads(self.result.records.read_text(encoding="utf-8"))
         self.notes = json.loads((folder / "notes" / f"{NAMES[number]}.json").read_text(encoding="utf-8"))
+
+    def effort(self):
+        """How many reference products, measured now, would have taken as long: slow machines get more seconds."""
+        command = [sys.executable, "-c", REFERENCE]
+        return self.result.seconds / float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
     def value(self, technique, split="test", metric="accuracy", **columns):
         """The one record that fits; `columns` are `variant`, or settings."""

@@ -7,6 +7,8 @@ from conftest import EVERY_PAIR, LONG, ROOT
 
 from helpers.scoreboard import TECHNIQUES, table_of
 
+BUDGET = {"01_feature_extraction": 60_000, "02_lora": 80_000, "03_qlora": 80_000, "04_prompt_tuning": 120_000}
+
 
 def test_your_own_file_works_unedited(own_first):
     assert {r["task"] for r in own_first.records} == {"own"}
@@ -30,6 +32,15 @@ def test_your_own_file_code_and_models_work_unedited(started, run, classifiers):
 @pytest.mark.parametrize("run", EVERY_PAIR)
 def test_what_people_use_most_goes_through_every_notebook(started, run):
     assert started[run].result().records
+
+
+@pytest.mark.slow
+def test_no_notebook_takes_longer_than_its_budget(first, second, third, fourth, record_property):
+    """In reference products (`conftest.REFERENCE`); twice what was measured, so that a busy machine passes."""
+    efforts = {run.result.executed.stem: run.effort() for run in (first, second, third, fourth)}
+    record_property("efforts", efforts)
+    over = {name: f"{effort:,.0f}" for name, effort in efforts.items() if effort > BUDGET[name]}
+    assert not over, f"{over}; the slowest cells: make run names them"
 
 
 def test_the_scoreboard_is_complete(first, second, third, fourth, tmp_path):

@@ -1,10 +1,12 @@
 """Figures: one style, colour-blind safe, told apart by marker and line as well as by colour.
 
-Every function takes `ax=None` and returns the Axes; `scoreboard` has two, and returns the Figure.
+Every function takes `ax=None` and returns the Axes, but for `scoreboard`, which has two, and `drawing`.
 """
 
 from __future__ import annotations
 
+import base64
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
+from .hub import DATA
+
 if TYPE_CHECKING:
+    from IPython.display import HTML
+
     from .memory import MemoryBill
 
 # Okabe and Ito (2008), "Color Universal Design".
@@ -272,24 +278,15 @@ def stack(blocks: int, trained: int, *, title: str = "", ax: Axes | None = None)
     return ax
 
 
-def low_rank(rows: int, columns: int, rank: int, *, ax: Axes | None = None) -> Axes:
-    """Draw a frozen matrix plus a product of two thin ones, each with its shape and how many numbers it has."""
-    ax = _axes(ax, (7.5, 2.6))
-    thin, x = 0.12, 0.0
-    for name, (high, wide), (height, width) in (
-        ("W", (rows, columns), (1, 1)),
-        ("B", (rows, rank), (1, thin)),
-        ("A", (rank, columns), (thin, 1)),
-    ):
-        colour = FROZEN if name == "W" else TRAINED
-        ax.add_patch(FancyBboxPatch((x, 0.5 - height / 2), width, height, "square,pad=0", fc=colour, ec=GREY))
-        ax.annotate(name, (x + width / 2, 0.5), ha="center", va="center", fontsize=13)
-        told = f"{high} x {wide}\n{high * wide:,} numbers"
-        ax.annotate(told, (x + width / 2, -0.12), ha="center", va="top", fontsize=9)
-        if name != "A":
-            sign = "+" if name == "W" else "x"
-            ax.annotate(sign, (x + width + 0.3, 0.5), ha="center", va="center", fontsize=14)
-        x += width + 0.6
-    ax.set(xlim=(-0.2, x), ylim=(-0.5, 1.1))
-    ax.axis("off")
-    return ax
+def drawing(name: str) -> HTML:
+    """Show the drawing of a technique: "feature_extraction", "lora", "qlora" or "prompt_tuning", on the shipped models.
+
+    As an image in HTML, with a text for who does not see it: what is attached to a Markdown cell neither Colab nor
+    Sphinx shows, nor JupyterLab if it is SVG.
+    """
+    from IPython.display import HTML
+
+    svg = (DATA / "drawings" / f"{name}.svg").read_text(encoding="utf-8")
+    title, told = (re.search(f"<{tag} [^>]*>(.*)</{tag}>", svg)[1] for tag in ("title", "desc"))
+    source = f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+    return HTML(f'<img src="{source}" alt="{title}. {told}" width="540" style="max-width: 100%; height: auto"/>')

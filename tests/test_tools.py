@@ -1,15 +1,18 @@
 """What a maintainer's commands write: recorded measurements, docs/results.md, the offline kit, platforms."""
 
+import base64
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import pytest
 
-from tools import measure, offline_kit, pages, platforms, results
+from helpers import plots
+from tools import drawings, measure, offline_kit, pages, platforms, results
 from tools.run import ROOT, RunResult, check_parameters
 
 
@@ -65,6 +68,30 @@ PAGES = {results.PAGE: results.page, **pages.PAGES}
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_a_page_is_what_its_command_writes(path):
     assert path.read_text(encoding="utf-8") == PAGES[path](), "run `make results` and `python -m tools.pages`"
+
+
+DRAWN = {
+    "lora": ("02_lora", "rank 16"),
+    "qlora": ("03_qlora", "QLoRA"),
+    "prompt_tuning": ("04_prompt_tuning", "soft prompt"),
+}
+
+
+@pytest.mark.parametrize("path", drawings.PAGES, ids=lambda path: path.stem)
+def test_a_drawing_is_shown_in_its_notebook_as_it_is_and_tells_what_recorded_runs_stored(path):
+    """The picture in the page is the file; who does not see it is told the same."""
+    (notebook,) = (ROOT / "notebooks").glob(f"*_{path.stem}.ipynb")
+    assert f'helpers.plots.drawing(\\"{path.stem}\\")' in notebook.read_text(encoding="utf-8")
+    picture = ElementTree.fromstring(plots.drawing(path.stem).data.replace('auto">', 'auto"/>'))
+    svg = base64.b64decode(picture.get("src").partition("base64,")[2])
+    assert svg == path.read_bytes() and len(svg) < 10_000
+    title, told, *_ = (element.text for element in ElementTree.fromstring(svg))
+    assert picture.get("alt") == f"{title}. {told}"
+    if path.stem in DRAWN:
+        stem, variant = DRAWN[path.stem]
+        rows = json.loads((ROOT / "data" / "measurements" / f"{stem}.json").read_text(encoding="utf-8"))
+        stored = {row["adapter_bytes"] for row in rows if row["variant"] == variant}
+        assert [drawings.size(count) in told for count in stored] == [True]
 
 
 def test_tables_show_means_over_seeds():

@@ -1,9 +1,13 @@
-"""Writes docs/faults.md and docs/architectures.md from what the tests try: `python -m tools.pages`."""
+"""Writes docs/faults.md and docs/architectures.md from what the tests try, and data/drawings/*.svg.
+
+All of them: `python -m tools.pages`; some: `python -m tools.pages lora qlora`.
+"""
 
 import sys
 import tempfile
 from collections import Counter
 
+from . import drawings
 from .results import ROOT, markdown
 
 FAULTS = """\
@@ -77,9 +81,10 @@ def architectures() -> str:
     return "\n".join(parts)
 
 
-PAGES = {ROOT / "docs" / "faults.md": faults, ROOT / "docs" / "architectures.md": architectures}
+PAGES = {ROOT / "docs" / "faults.md": faults, ROOT / "docs" / "architectures.md": architectures} | drawings.PAGES
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT / "tests"))
     for path, text in PAGES.items():
-        path.write_text(text(), encoding="utf-8", newline="\n")
+        if path.stem in (sys.argv[1:] or [path.stem]):
+            path.write_text(text(), encoding="utf-8", newline="\n")

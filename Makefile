@@ -6,7 +6,7 @@ IN_VENV = .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)/python
 # Threads that wait must not spin: beside one busy program they made training ten times as slow.
 export OMP_WAIT_POLICY = PASSIVE
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lab lint measurements results test-platforms offline-kit bench clean
+.PHONY: help setup run test lab lint notebook measurements results test-platforms offline-kit bench clean
 
 help:  ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' Makefile
@@ -24,7 +24,7 @@ help:  ## show this
 
 setup: .venv/.done  ## only make .venv, which takes 2.2 GB and some minutes
 
-run: .venv/.done  ## execute the four notebooks strictly, and print the scoreboard
+run: .venv/.done  ## execute the notebooks strictly, and print the scoreboard
 	$(IN_VENV) -m tools.run $(ARGS)
 
 test: .venv/.done-docs  ## run every test, the notebooks among them
@@ -35,6 +35,9 @@ lab: .venv/.done  ## open JupyterLab
 
 lint: .venv/.done  ## check code and notebooks with ruff
 	$(IN_VENV) -m ruff check . && $(IN_VENV) -m ruff format --check .
+
+notebook: .venv/.done  ## write a new notebook from the template (NAME=05_ia3 TITLE="...")
+	$(IN_VENV) -m tools.new_notebook "$(NAME)" "$(TITLE)"
 
 measurements: .venv/.done  ## record the long runs in data/measurements (ARGS=--resume goes on)
 	$(IN_VENV) -m tools.measure $(ARGS)

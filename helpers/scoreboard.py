@@ -361,7 +361,9 @@ def expand(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.drop(columns="settings").join(settings[[c for c in settings if c not in rows]])
 
 
-def table_of(results_dir: str | Path, *, fingerprint: str | None = None) -> pd.DataFrame:
+def table_of(
+    results_dir: str | Path, *, fingerprint: str | None = None, train_examples: int | None = None
+) -> pd.DataFrame:
     """The scoreboard: one row for each technique, on each task with its variant that is best on `validation`.
 
     Columns: `topics` and `shifted`, the accuracy on `test` and `test_shifted`; `form` and `names`, the
@@ -375,13 +377,14 @@ def table_of(results_dir: str | Path, *, fingerprint: str | None = None) -> pd.D
     Args:
         results_dir: where the notebooks wrote their records.
         fingerprint: of the topics; by default that of the first record found.
+        train_examples: topic runs with this many training texts; by default the most that ran live.
     """
     both = expand(read_records(Path(results_dir) / "records")), expand(read_records(MEASUREMENTS))
     topics = [rows[rows["metric"].eq("accuracy")] for rows in both]
     if fingerprint is None:
         fingerprint = next((found for rows in topics for found in rows["task_fingerprint"]), None)
     topics = [rows[rows["task_fingerprint"].eq(fingerprint)] for rows in topics]
-    texts = next((rows["train_examples"].max() for rows in topics if len(rows)), 0)
+    texts = train_examples or next((rows["train_examples"].max() for rows in topics if len(rows)), 0)
     topics = [rows[rows["train_examples"].eq(texts)] for rows in topics]
     docstrings = [rows[rows["metric"].isin(["form", "names"])] for rows in both]
     # What was trained elsewhere, and merged or rounded, is no technique of its own.

@@ -11,10 +11,13 @@ import pytest
 import tiny
 from docstrings import SITE_PACKAGES, write_csv
 
+from tools.new_notebook import TEMPLATE
 from tools.run import run_notebook
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ("01_feature_extraction", "02_lora", "03_qlora", "04_prompt_tuning")
+PATHS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))}
+NAMES = list(PATHS)
+PATHS |= {TEMPLATE.stem: TEMPLATE}  # what `make notebook` starts from passes for a notebook too
 LONG = bool(os.environ.get("LONG"))  # what takes minutes more, by LONG=1 make test
 AT_A_TIME = 2  # one notebook alone leaves half of two cores idle most of the time
 # Five families of each kind that people use most (our judgement: no hub is in reach); tests/tiny.py makes small ones.
@@ -29,22 +32,23 @@ OWN_FILE = (300, 6, 1)  # rows, labels, and the depth of module names that are t
 SHORT = {"train_examples": 24, "fine_tuning_steps": 2, "max_tokens": 32}
 OWN_CODE = {"train_examples": 24, "steps": 2, "code": str(SITE_PACKAGES / "rich")}
 # Every run that the tests look at: the notebook, its parameters, a reader's own file, and own models.
-RUNS = {
-    "first": (0, {}, None, None),
-    "second": (1, {}, None, None),
-    "third": (2, {}, None, None),
-    "fourth": (3, {}, None, None),
-    "own_first": (0, SHORT | {"train_examples": 154}, (2_000, 77, 3), None),
-    "own_second": (1, OWN_CODE, OWN_FILE, POPULAR[0]),
-    "own_third": (2, OWN_CODE, OWN_FILE, POPULAR[1]),
-    "own_fourth": (3, OWN_CODE, OWN_FILE, POPULAR[2]),
+FIRST, SECOND, THIRD, FOURTH, *MORE = NAMES
+RUNS = {name: (name, {}, None, None) for name in NAMES}
+RUNS |= {
+    "own_first": (FIRST, SHORT | {"train_examples": 154}, (2_000, 77, 3), None),
+    "own_second": (SECOND, OWN_CODE, OWN_FILE, POPULAR[0]),
+    "own_third": (THIRD, OWN_CODE, OWN_FILE, POPULAR[1]),
+    "own_fourth": (FOURTH, OWN_CODE, OWN_FILE, POPULAR[2]),
 }
+# What every notebook can do; those of the four are longer.
+OWN_FILE_ALONE = {f"own {name}": (name, {"train_examples": 24}, OWN_FILE, None) for name in (*MORE, TEMPLATE.stem)}
 EVERY_PAIR = {
-    f"{NAMES[number]}, {' and '.join(pair)}": (number, OWN_CODE if number else SHORT, OWN_FILE, pair)
+    f"{name}, {' and '.join(pair)}": (name, SHORT if name == FIRST else OWN_CODE, OWN_FILE, pair)
     for pair in POPULAR
-    for number in range(4)
+    for name in (FIRST, SECOND, THIRD, FOURTH)
 }
-RUNS |= EVERY_PAIR
+RUNS |= OWN_FILE_ALONE | EVERY_PAIR
+FIXTURES = {"first": FIRST, "second": SECOND, "third": THIRD, "fourth": FOURTH, "own_first": "own_first"}
 # Seconds of one matrix product, on one thread as the notebooks have it here: what a notebook's seconds are held to.
 REFERENCE = """
 import time, torch
@@ -65,15 +69,15 @@ class Executed:
     """An executed notebook: its records, and the notes that it left for tests."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        number, parameters, own, models = RUNS[name]
+        notebook, parameters, own, models = RUNS[name]
         if own:
             rows, labels, depth = own
             write_csv(folder / "own.csv", rows=rows, labels=labels, depth=depth)
             parameters = parameters | {"task": str(folder / "own.csv")}
-        for parameter, model in zip(("encoder", "language_model")[: number + 1], models or ()):
+        for parameter, model in zip(("encoder", "language_model")[: 1 + (notebook != FIRST)], models or ()):
             parameters = parameters | {parameter: str(tiny.made(model, folder / parameter))}
         self.result = run_notebook(
-            ROOT / "notebooks" / f"{NAMES[number]}.ipynb",
+            PATHS[notebook],
             output_dir=folder / "executed",
             results_dir=folder,
             parameters=parameters,
@@ -81,7 +85,7 @@ class Executed:
         )
         self.folder = folder
         self.records = json.loads(self.result.records.read_text(encoding="utf-8"))
-        self.notes = json.loads((folder / "notes" / f"{NAMES[number]}.json").read_text(encoding="utf-8"))
+        self.notes = json.loads((folder / "notes" / f"{notebook}.json").read_text(encoding="utf-8"))
 
     def effort(self):
         """How many reference products, measured now, would have taken as long: slow machines get more seconds."""
@@ -104,7 +108,8 @@ class Executed:
 def started(request, tmp_path_factory):
     """The runs that the chosen tests need, started at once in the order of RUNS."""
     items = request.session.items
-    asked = {name for item in items for name in item.fixturenames}
+    fixtures = {name for item in items for name in item.fixturenames}
+    asked = {FIXTURES.get(name) for name in fixtures} | {*(NAMES if "every" in fixtures else ())}
     asked |= {item.callspec.params.get("run") for item in items if hasattr(item, "callspec")}
     with ThreadPoolExecutor(AT_A_TIME) as pool:
         yield {name: pool.submit(Executed, name, tmp_path_factory.mktemp(name)) for name in RUNS if name in asked}
@@ -112,10 +117,15 @@ def started(request, tmp_path_factory):
 
 
 def _fixture(name):
-    return pytest.fixture(scope="session", name=name)(lambda started: started[name].result())
+    return pytest.fixture(scope="session", name=name)(lambda started: started[FIXTURES[name]].result())
 
 
-first, second, third, fourth, own_first = map(_fixture, ("first", "second", "third", "fourth", "own_first"))
+first, second, third, fourth, own_first = map(_fixture, FIXTURES)
+
+
+@pytest.fixture(scope="session")
+def every(started):
+    return [started[name].result() for name in NAMES]
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from tools.new_notebook import TEMPLATE
 from tools.offline_kit import build_wheel
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,7 +92,7 @@ def test_first_cell_installs_an_attached_wheel(wheel, tmp_path):
 
 
 def test_first_cells_are_equal_short_and_name_the_release():
-    cells = {code_cells(path)[0].source for path in NOTEBOOKS}
+    cells = {code_cells(path)[0].source for path in (*NOTEBOOKS, TEMPLATE)}
     assert len(cells) == 1
     lines = [line for line in cells.pop().splitlines() if line.strip()]
     assert len(lines) <= 6 and lines[-1] == "import helpers"

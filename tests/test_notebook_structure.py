@@ -7,9 +7,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import PATHS
+
+from helpers.scoreboard import TECHNIQUES
 
 ROOT = Path(__file__).resolve().parent.parent
-PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PARAMETERS = {
     "task": "helpdesk",
     "text_column": "text",
@@ -25,7 +27,7 @@ MINUTES_OF_READING = 60
 WORDS_A_MINUTE = 200
 
 
-@pytest.fixture(params=PATHS, ids=lambda path: path.stem)
+@pytest.fixture(params=PATHS.values(), ids=PATHS)
 def path(request):
     return request.param
 
@@ -43,6 +45,11 @@ def prose(notebook):
     """All Markdown without what stands in code fences."""
     text = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+
+
+def test_every_notebook_is_found_and_named_for_its_technique():
+    assert {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} | {"template"} == set(PATHS)
+    assert {name[3:] for name in PATHS if name != "template"} <= set(TECHNIQUES)
 
 
 def test_stripped_and_valid(notebook, path):

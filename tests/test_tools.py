@@ -9,10 +9,12 @@ import subprocess
 import sys
 from xml.etree import ElementTree
 
+import nbformat
 import pytest
 
 from helpers import plots
-from tools import drawings, measure, offline_kit, pages, platforms, results
+from helpers.scoreboard import TECHNIQUES
+from tools import drawings, measure, new_notebook, offline_kit, pages, platforms, results
 from tools.run import ROOT, RunResult, check_parameters
 
 
@@ -56,9 +58,10 @@ def test_measurements_are_recorded_once_and_resumed(tmp_path, monkeypatch):
 
 
 def test_every_set_of_parameters_fits_its_notebook():
-    assert list(measure.FULL_SIZE) == [path.stem for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))]
-    for notebook, sets in measure.FULL_SIZE.items():
-        for parameters in sets:
+    assert {*measure.FULL_SIZE, "02_lora"} <= {*measure.NOTEBOOKS}
+    assert measure.sets_of("02_lora") == [{"full_size": True}] and len(measure.sets_of("01_feature_extraction")) == 3
+    for notebook in measure.NOTEBOOKS:
+        for parameters in measure.sets_of(notebook):
             check_parameters(ROOT / "notebooks" / f"{notebook}.ipynb", {"seed": 0, **parameters})
 
 
@@ -94,6 +97,23 @@ def test_a_drawing_is_shown_in_its_notebook_as_it_is_and_tells_what_recorded_run
         assert [drawings.size(count) in told for count in stored] == [True]
 
 
+def test_a_new_notebook_is_the_template_with_its_own_name(tmp_path, monkeypatch):
+    monkeypatch.setitem(TECHNIQUES, "ia3", "IA3")
+    path = new_notebook.new_notebook("05_ia3", "Scale it", tmp_path)
+    cells = nbformat.read(path, as_version=nbformat.NO_CONVERT).cells
+    text = "\n".join(cell.source for cell in cells)
+    assert cells[0].source.startswith("# Scale it\n") and "template" not in text and '"lora"' not in text
+    assert 'helpers.Scoreboard("05_ia3"' in text and 'train("ia3"' in text and "notebooks/05_ia3.ipynb" in text
+    assert [cell.id for cell in cells] == [cell.id for cell in nbformat.read(new_notebook.TEMPLATE, 4).cells]
+    check_parameters(path, {"seed": 1})
+    for name, title, said in (
+        ("05_ia3", "Again", "a new name"), ("ia3", "T", "a new name"), ("06_ia3", "", "a title"), ("05_x", "T", "row")
+    ):  # fmt: skip
+        with pytest.raises(SystemExit, match=said):
+            new_notebook.new_notebook(name, title, tmp_path)
+    assert [found.name for found in tmp_path.iterdir()] == ["05_ia3.ipynb"]
+
+
 def test_tables_show_means_over_seeds():
     rows = [record(seed=seed, value=0.5 + seed / 10, train_seconds=seed) for seed in (0, 1, 2)]
     rows += [record(split="test_shifted", value=0.25), record(split="validation", metric="loss", value=1.23456)]
@@ -113,7 +133,8 @@ def test_offline_kit_installs_and_runs_without_a_network(tmp_path):
         (root / name).touch()
     (root / "tools" / "run.py").write_text("import six, sys, helpers\nprint('ran', helpers.__file__, sys.argv[1:])\n")
     (root / "requirements.txt").write_text(re.search("^six==.*", (ROOT / "requirements.txt").read_text(), re.M)[0])
-    shutil.copy(ROOT / "pyproject.toml", root)
+    for path in (ROOT / "pyproject.toml", *ROOT.glob("LICENSE*")):
+        shutil.copy(path, root)
     kit = offline_kit.write_kit(tmp_path / "kits to carry", root)
     assert kit.name.endswith(f"python{sys.version_info.major}.{sys.version_info.minor}")
     assert {path.name.split("-")[0] for path in (kit / "wheels").iterdir()} == {"six", "fine_tuning_techniques"}
@@ -136,8 +157,9 @@ def test_platforms_list_what_the_notebooks_import_and_all_learned_the_same():
         listed = set(re.findall(r"^[a-z0-9-]+", text, re.MULTILINE))
         assert newest - listed == set() and "bitsandbytes" not in listed, (name, newest - listed)
         assert re.search(r"^# python 3\.1[123]$", text, re.MULTILINE)
-    assert {(row["platform"], row["notebook"]) for row in rows} == {(p, n) for p in lists for n in measure.FULL_SIZE}
+    ran = {row["notebook"] for row in rows}
+    assert {(row["platform"], row["notebook"]) for row in rows} == {(p, n) for p in lists for n in ran}
     # Another version may round differently, and must not learn something else.
-    for notebook in measure.FULL_SIZE:
+    for notebook in ran:
         learned = [row["accuracy"] for row in rows if row["notebook"] == notebook and "accuracy" in row]
         assert max(learned) - min(learned) < 0.04, (notebook, learned)

@@ -17,15 +17,24 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from papermill import inspect_notebook
+
 from tools.run import ROOT, run_notebook
 
 SEEDS = (0, 1, 2)
-FULL_SIZE: dict[str, list[dict[str, Any]]] = {  # for each notebook its sets of parameters
+NOTEBOOKS = [path.stem for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))]
+# Sets of parameters of a notebook; of others `full_size`, or nothing where it has no such parameter.
+FULL_SIZE: dict[str, list[dict[str, Any]]] = {
     "01_feature_extraction": [{"train_examples": 96}, {"train_examples": 384}, {"train_examples": 1200}],
-    "02_lora": [{"full_size": True}],
-    "03_qlora": [{"full_size": True}],
-    "04_prompt_tuning": [{"full_size": True}],
 }
+
+
+def sets_of(notebook: str) -> list[dict[str, Any]]:
+    """The sets of parameters that a notebook is recorded with."""
+    if notebook in FULL_SIZE:
+        return FULL_SIZE[notebook]
+    known = inspect_notebook(str(ROOT / "notebooks" / f"{notebook}.ipynb"))
+    return [{"full_size": True} if "full_size" in known else {}]
 
 
 def hardware() -> str:
@@ -50,6 +59,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def measure(notebook: str, *, resume: bool = False, at_once: int = 1) -> list[dict[str, Any]]:
     """The records of one notebook for every set of parameters and seed; what two runs share is kept once."""
+    sets = sets_of(notebook)
     source, threads = ROOT / "notebooks" / f"{notebook}.ipynb", max(1, (os.cpu_count() or 1) // at_once)
     command = f"python -m tools.measure {notebook}" + f" --at-once {at_once}" * (at_once > 1)
     about = {"command": command, "date": datetime.date.today().isoformat()}
@@ -60,7 +70,7 @@ def measure(notebook: str, *, resume: bool = False, at_once: int = 1) -> list[di
         finished = folder / "finished.json"
         if not (resume and finished.exists()):
             finished.unlink(missing_ok=True)
-            given = {"parameters": {"seed": seed, **FULL_SIZE[notebook][number]}, "cell_timeout": 10_000}
+            given = {"parameters": {"seed": seed, **sets[number]}, "cell_timeout": 10_000}
             given["environment"] = {"OMP_NUM_THREADS": str(threads)} if at_once > 1 else {}
             result = run_notebook(source, output_dir=folder, results_dir=folder, **given)
             records = json.loads(result.records.read_text(encoding="utf-8"))
@@ -68,7 +78,7 @@ def measure(notebook: str, *, resume: bool = False, at_once: int = 1) -> list[di
         return json.loads(finished.read_text(encoding="utf-8"))
 
     with ThreadPoolExecutor(at_once) as pool:  # threads: each run is a process of its own
-        runs = [pool.submit(run, number, seed) for number in range(len(FULL_SIZE[notebook])) for seed in SEEDS]
+        runs = [pool.submit(run, number, seed) for number in range(len(sets)) for seed in SEEDS]
     rows = {}
     for row in (row for done in runs for row in done.result()):
         same = [row[key] for key in ("technique", "variant", "settings", "split", "seed", "metric")]
@@ -78,7 +88,7 @@ def measure(notebook: str, *, resume: bool = False, at_once: int = 1) -> list[di
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m tools.measure", description=__doc__.partition("\n")[0])
-    parser.add_argument("notebooks", nargs="*", default=list(FULL_SIZE), metavar="NOTEBOOK", help="default: all")
+    parser.add_argument("notebooks", nargs="*", default=NOTEBOOKS, metavar="NOTEBOOK", help="default: all")
     parser.add_argument("--resume", action="store_true", help="keep the runs that an interrupted command finished")
     parser.add_argument("--at-once", type=int, default=1, metavar="N", help="runs at once (1)")
     options = parser.parse_args()

@@ -46,7 +46,8 @@ if "%~1"=="" (.venv\\Scripts\\python -m jupyterlab notebooks) else (.venv\\Scrip
 def build_wheel(folder: Path, root: Path = ROOT) -> Path:
     """Build the project's wheel into `folder`; of a copy, because setuptools packs what an older build/ left."""
     with tempfile.TemporaryDirectory() as scratch:
-        shutil.copy(root / "pyproject.toml", scratch)
+        for path in (root / "pyproject.toml", *root.glob("LICENSE*")):
+            shutil.copy(path, scratch)
         for name in ("helpers", "data"):
             shutil.copytree(root / name, Path(scratch, name), ignore=shutil.ignore_patterns("__pycache__"))
         command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
@@ -60,8 +61,8 @@ def write_kit(folder: Path, root: Path = ROOT) -> Path:
     shutil.rmtree(kit, ignore_errors=True)
     for name in ("data", "notebooks", "tools"):
         shutil.copytree(root / name, kit / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
-    for name in ("requirements.txt", "README.md"):
-        shutil.copy(root / name, kit)
+    for path in (root / "requirements.txt", root / "README.md", *root.glob("LICENSE*")):
+        shutil.copy(path, kit)
     download = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary", ":all:"]
     subprocess.run([*download, "--dest", str(kit / "wheels"), "-r", str(kit / "requirements.txt")], check=True)
     build_wheel(kit / "wheels", root)

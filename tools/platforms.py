@@ -24,7 +24,6 @@ from tools.run import ROOT, NotebookError, run_notebook
 RESULTS = ROOT / "platforms" / "results.json"
 SHOWN = ("torch", "transformers", "peft", "datasets", "huggingface-hub", "numpy", "pandas")
 MARKS = {"colab": {"COLAB_RELEASE_TAG": "x"}, "kaggle": {"KAGGLE_KERNEL_RUN_TYPE": "Interactive"}}  # known by these
-TAUGHT = {"01": "feature_extraction", "02": "lora", "03": "qlora", "04": "prompt_tuning"}  # must learn everywhere
 VERSIONS = "import json, platform, sys; from importlib.metadata import version as v\n"
 VERSIONS += "print(json.dumps({'python': platform.python_version(), **{name: v(name) for name in sys.argv[1:]}}))"
 
@@ -50,7 +49,7 @@ def build(platform: str) -> str:
 
 
 def run_on(platform: str, python: str, notebook: Path) -> dict:
-    """Run one notebook, copied alone into an empty folder: what it took and learned, or why it failed."""
+    """Run one notebook, copied alone into an empty folder: what it took and its technique learned, or why not."""
     row = {"platform": platform, "notebook": notebook.stem, "date": f"{datetime.date.today()}", "hardware": hardware()}
     row |= json.loads(subprocess.check_output([python, "-c", VERSIONS, *SHOWN]))
     with tempfile.TemporaryDirectory() as scratch:
@@ -60,7 +59,7 @@ def run_on(platform: str, python: str, notebook: Path) -> dict:
             result = run_notebook(Path(shutil.copy(notebook, scratch)), **folders, **kernel)
         except NotebookError as error:
             return {**row, "failed": str(error)[:600]}
-        on_test = {"technique": TAUGHT[notebook.stem[:2]], "split": "test", "metric": "accuracy"}
+        on_test = {"technique": notebook.stem[3:], "split": "test", "metric": "accuracy"}
         found = [record for record in json.loads(result.records.read_text()) if on_test.items() <= record.items()]
         return {**row, "seconds": round(result.seconds), "accuracy": max(record["value"] for record in found)}
 

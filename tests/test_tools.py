@@ -114,6 +114,20 @@ def test_a_new_notebook_is_the_template_with_its_own_name(tmp_path, monkeypatch)
     assert [found.name for found in tmp_path.iterdir()] == ["05_ia3.ipynb"]
 
 
+def test_what_the_readme_shows_of_a_run_is_kept(tmp_path, monkeypatch):
+    cells = [nbformat.v4.new_code_cell("", metadata={"papermill": {"duration": s}}) for s in (61.2, 0.4, None)]
+    six = [["def f(a):", "before", "after"]]
+    for folder in ("executed", "notes"):
+        (tmp_path / folder).mkdir()
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "executed" / "02_lora.ipynb")
+    (tmp_path / "notes" / "02_lora.json").write_text(json.dumps({"six": six}))
+    monkeypatch.setattr(results, "NOTEBOOKS", ["02_lora"])
+    kept = results.run_of_all(tmp_path)
+    assert kept["minutes"]["seconds"] == {"02_lora": 62} and kept["docstrings"]["six"] == six
+    page = results.before_and_after(**kept["docstrings"])
+    assert "def f(a):\n\n  before  before\n\n  after   after\n" in page and kept["minutes"]["hardware"] in page
+
+
 def test_tables_show_means_over_seeds():
     rows = [record(seed=seed, value=0.5 + seed / 10, train_seconds=seed) for seed in (0, 1, 2)]
     rows += [record(split="test_shifted", value=0.25), record(split="validation", metric="loss", value=1.23456)]

@@ -32,7 +32,7 @@ DAYS = {
 FRAME = (
     r"# .*|## (Set-up|Going further|On your own data.*|The scoreboard|What you learned|Further reading)|### In practice"
 )
-TURN = "**Your turn.** Before you run it: {}\n\n*Double-click here and write.* My guess: ..."
+TURN = "> **Your turn.** Before you run it: {}\n>\n> *Double-click here and write.* My guess: ..."
 
 
 class Section(NamedTuple):

@@ -92,9 +92,8 @@ def sections_of(path: Path, questions: dict[str, str]) -> list[Section]:
     for section in found:
         ids = [cell.id for cell in section.open_cells]
         if len(ids) != (not re.fullmatch(FRAME, section.heading)):
-            raise NotebookError(
-                path, f"to fill in in {section.title!r}: {ids}, expected one (see tools/workshop.toml)."
-            )
+            wanted = "expected one: code with a check, or a question in tools/workshop.toml"
+            raise NotebookError(path, f"{section.title!r} has {ids} to fill in, {wanted} (around the lesson none).")
     if asked:
         raise NotebookError(path, f"tools/workshop.toml has questions for sections that it lacks: {list(asked)}.")
     return found

@@ -6,7 +6,7 @@ IN_VENV = .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)/python
 # Threads that wait must not spin: beside one busy program they made training ten times as slow.
 export OMP_WAIT_POLICY = PASSIVE
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lab lint notebook measurements results test-platforms offline-kit bench clean
+.PHONY: help setup run test lab lint notebook measurements results test-platforms workshop offline-kit bench clean
 
 help:  ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' Makefile
@@ -47,6 +47,9 @@ results: .venv/.done  ## write docs/results.md from what is recorded
 
 test-platforms: .venv/.done  ## run the notebooks on the versions of Colab and Kaggle, and on the newest
 	$(IN_VENV) -m tools.platforms $(ARGS)
+
+workshop: .venv/.done  ## write student and instructor copies and plans, with the minutes of the last make run
+	$(IN_VENV) -m tools.workshop $(ARGS)
 
 offline-kit: .venv/.done  ## write a folder that installs and runs without a network
 	$(IN_VENV) -m tools.offline_kit $(ARGS)

@@ -258,9 +258,11 @@ def test_plots_draw_on_the_axes_they_are_given_and_return_them():
 
 def test_an_exercise_accepts_what_is_right_and_invites_dots(capsys):
     check(..., 5, "hint")
-    for answer, right in ((8.33, 100 / 12), ((2, 20), (2, 20)), ("a", "a"), (abs, lambda f: f(-1) == 1)):
+    pairs = (8.33, 100 / 12), ((2, 20), (2, 20)), ([2.0, 20.0], (2, 20)), ("a", "a"), (abs, lambda f: f(-1) == 1)
+    for answer, right in pairs:
         check(answer, right, "hint")
-    assert capsys.readouterr().out.count("Right.") == 4
-    for answer, right in ((9, 100 / 12), ("b", "a"), (len, lambda f: False)):
+    assert capsys.readouterr().out.count("Right.") == len(pairs)
+    wrong = (9, 100 / 12), (2, (2, 2)), ("b", "a"), (len, lambda f: False), ("8.33", 100 / 12), ("abs", lambda f: f(-1))
+    for answer, right in wrong:
         with pytest.raises(AssertionError, match=r"Not yet\. think"):
             check(answer, right, "think")

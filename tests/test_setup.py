@@ -122,7 +122,7 @@ def test_no_index_host_in_any_file():
 def test_makefile_offers_the_commands_on_one_page():
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     commands = {"setup", "run", "test", "lab", "lint", "measurements", "results", "test-platforms", "offline-kit"}
-    commands |= {"bench", "notebook"}
+    commands |= {"bench", "notebook", "workshop"}
     assert len(text.splitlines()) <= 72  # a page
     assert set(re.findall(r"^([a-z-]+): \.venv/\.done(?:-docs)? .*## ", text, re.MULTILINE)) == commands
     assert re.search(r"^export OMP_WAIT_POLICY = PASSIVE$", text, re.MULTILINE)

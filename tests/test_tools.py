@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import nbformat
 import pytest
+from executed import repository
 
 from helpers import plots
 from helpers.scoreboard import TECHNIQUES
@@ -141,8 +142,9 @@ def test_tables_show_means_over_seeds():
 def test_offline_kit_installs_and_runs_without_a_network(tmp_path):
     """The real kit with a small list of packages: all packages take minutes (`make offline-kit`)."""
     root = tmp_path / "repository"
-    for name in ("helpers", "data/language_model", "notebooks", "tools"):
+    for name in ("helpers", "data/language_model", "tools"):
         (root / name).mkdir(parents=True)
+    repository(root)
     for name in ("helpers/__init__.py", "tools/__init__.py", "README.md", "data/language_model/config.json"):
         (root / name).touch()
     (root / "tools" / "run.py").write_text("import six, sys, helpers\nprint('ran', helpers.__file__, sys.argv[1:])\n")
@@ -151,6 +153,12 @@ def test_offline_kit_installs_and_runs_without_a_network(tmp_path):
         shutil.copy(path, root)
     kit = offline_kit.write_kit(tmp_path / "kits to carry", root)
     assert kit.name.endswith(f"python{sys.version_info.major}.{sys.version_info.minor}")
+    for name in ("workshop.sh", "workshop.command", "workshop.bat"):  # a double click opens what students get
+        opened = re.search(r"start\.(?:sh|bat)\"\)?\"? -m jupyterlab (\S+)", (kit / name).read_text())[1].replace(
+            "\\", "/"
+        )
+        assert len([*(kit / opened).glob("*.ipynb")]) == len([*(kit / "workshop" / "instructor").iterdir()]) == 4
+    assert {"plan.md", "workshop.md", "cheatsheet.md"} <= {path.name for path in (kit / "workshop").iterdir()}
     assert {path.name.split("-")[0] for path in (kit / "wheels").iterdir()} == {"six", "fine_tuning_techniques"}
     lonely = ["unshare", "--net", "--map-root-user"]  # no network interface at all, where this machine can do that
     can = shutil.which("unshare") and subprocess.run([*lonely, "true"], capture_output=True).returncode == 0

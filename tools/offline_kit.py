@@ -11,7 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tools.run import ROOT
+from tools.run import ROOT, NotebookError
+from tools.workshop import write_workshop
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 INSTALL = "-m pip --isolated install --no-index --find-links wheels -r requirements.txt fine-tuning-techniques"
@@ -41,6 +42,9 @@ set HF_HUB_OFFLINE=1
 set OMP_WAIT_POLICY=PASSIVE
 if "%~1"=="" (.venv\\Scripts\\python -m jupyterlab notebooks) else (.venv\\Scripts\\python %*)
 """
+# For the room: a double click opens the student copies.
+ROOM_SH = '#!/bin/sh\nexec sh "$(dirname "$0")/start.sh" -m jupyterlab workshop/student\n'
+ROOM_BAT = '@"%~dp0start.bat" -m jupyterlab workshop\\student\n'
 
 
 def build_wheel(folder: Path, root: Path = ROOT) -> Path:
@@ -67,8 +71,13 @@ def write_kit(folder: Path, root: Path = ROOT) -> Path:
     subprocess.run([*download, "--dest", str(kit / "wheels"), "-r", str(kit / "requirements.txt")], check=True)
     build_wheel(kit / "wheels", root)
     texts = {"start.sh": START_SH, "start.command": START_SH, "start.bat": START_BAT}
+    try:
+        write_workshop(kit / "workshop", root)
+        texts |= {"workshop.sh": ROOM_SH, "workshop.command": ROOM_SH, "workshop.bat": ROOM_BAT}
+    except NotebookError as error:  # the kit is whole for readers, and a host is told
+        print(f"Without the copies for a workshop: {error}")
     for name, text in texts.items():
-        (kit / name).write_text(text, encoding="utf-8", newline="\r\n" if name == "start.bat" else "\n")
+        (kit / name).write_text(text, encoding="utf-8", newline="\r\n" if name.endswith(".bat") else "\n")
         (kit / name).chmod(0o755)
     return kit
 

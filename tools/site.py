@@ -34,10 +34,12 @@ def stage(executed: Path, folder: Path) -> None:
         if not (executed / path.name).exists():
             sys.exit(f"Stopped: {executed / path.name} is missing: make run ARGS=notebooks/{path.name}")
         notebook = prepared(nbformat.read(executed / path.name, as_version=4), path.name)
+        for cell in notebook.cells:
+            if cell.id == "guide-text":  # which technique when: on the front page too
+                guide = re.search(r"\|.*\|", cell.source, re.DOTALL)[0]
+                (folder / "guide.md").write_text(f"{guide}\n", encoding="utf-8")
         (folder / "notebooks").mkdir(exist_ok=True)
         nbformat.write(notebook, folder / "notebooks" / path.name)
-    guide = next(re.search(r"\|.*\|", cell.source, re.DOTALL)[0] for cell in notebook.cells if cell.id == "guide-text")
-    (folder / "guide.md").write_text(f"{guide}\n", encoding="utf-8")
 
 
 def prepared(notebook: nbformat.NotebookNode, name: str) -> nbformat.NotebookNode:

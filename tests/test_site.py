@@ -15,7 +15,7 @@ import nbformat
 import pandas as pd
 import pytest
 from conftest import LONG, NAMES, ROOT
-from nbformat.v4 import new_output
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from helpers import plots
 from tools import site as program
@@ -122,6 +122,13 @@ def test_a_notebook_that_was_not_run_is_refused_by_its_command(tmp_path):
             program.stage(folder, tmp_path / "source")
         path.write_text(text, encoding="utf-8")
     program.stage(folder, tmp_path / "source")
+
+
+def test_what_the_runner_adds_is_shown_only_where_it_changes_something():
+    added = ['# Parameters\nresults_dir = "results"\n', '# Parameters\nsteps = 24\nresults_dir = "results"\n']
+    cells = [new_markdown_cell("# Title"), *map(new_code_cell, added)]
+    kept = [cell.source for cell in program.prepared(new_notebook(cells=cells), "any").cells]
+    assert kept[1:] == added[1:] and kept[0].startswith("# Title\n\nThis page shows one run.")
 
 
 def test_jupyter_saves_what_a_figure_shows():

@@ -46,7 +46,10 @@ def prepared(notebook: nbformat.NotebookNode, name: str) -> nbformat.NotebookNod
     """An executed notebook for a page: without widgets, with the words of its figures, solutions folded away."""
     notebook.metadata.pop("widgets", None)
     notebook.cells[0].source += f"\n\n{TO_RUN}"
-    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    # The cell that the runner adds says nothing, unless the run had other parameters than the notebook.
+    notebook.cells = [
+        cell for cell in notebook.cells if not re.fullmatch(r"# Parameters\nresults_dir = .*\n?", cell.source)
+    ]
     for cell in notebook.cells:
         if "solution" in cell.metadata.get("tags", []):
             cell.metadata.tags.append("hide-cell")

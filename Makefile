@@ -6,7 +6,7 @@ IN_VENV = .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)/python
 # Threads that wait must not spin: beside one busy program they made training ten times as slow.
 export OMP_WAIT_POLICY = PASSIVE
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lab lint notebook measurements results test-platforms workshop offline-kit bench clean
+.PHONY: help setup run test lab lint notebook measurements results test-platforms workshop offline-kit bench site clean
 
 help:  ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' Makefile
@@ -56,6 +56,9 @@ offline-kit: .venv/.done  ## write a folder that installs and runs without a net
 
 bench: .venv/.done  ## compare speed with what people run instead, in .venv-bench (ARGS=--quick tries it)
 	$(IN_VENV) -m benchmarks.run $(ARGS)
+
+site: .venv/.done-docs  ## build the site of the last `make run` in build/site
+	$(IN_VENV) -m tools.site $(ARGS)
 
 clean:  ## remove .venv and results
 	rm -rf .venv .venv-bench results build *.egg-info

@@ -1,18 +1,21 @@
 """Figures: one style, colour-blind safe, told apart by marker and line as well as by colour.
 
-Every function takes `ax=None` and returns the Axes, but for `scoreboard`, which has two, and `drawing`.
+Every function takes `ax=None` and returns the Axes, but for `scoreboard`, which has two, and `drawing`. In Jupyter what
+`describe` says of a figure is saved beside it, as its alternative text.
 """
 
 from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from IPython import get_ipython
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
@@ -40,7 +43,46 @@ def _axes(ax: Axes | None, size: tuple[float, float] = (7.0, 4.0)) -> Axes:
     if ax is None:
         _, ax = plt.subplots(figsize=size, layout="constrained")
     ax.spines[["top", "right"]].set_visible(False)
+    if shell := get_ipython():  # its printer of figures comes with the first figure
+        printers = shell.display_formatter.formatters["image/png"]
+        printer = printers.for_type(Figure)
+        if printer and getattr(printer, "func", None) is not _described:
+            printers.for_type(Figure, partial(_described, printer))
     return ax
+
+
+def _described(printer: Callable[[Figure], str], fig: Figure) -> tuple[str, dict[str, str]]:
+    return printer(fig), {"alt": describe(fig)}
+
+
+def describe(fig: Figure) -> str:
+    """A figure in words, for readers who cannot see it: what its axes are, and where each series begins and ends.
+
+    Where numbers do not tell what is drawn, the function that draws it gives the words to the axes as their label.
+    """
+    return ". ".join(" ".join(part.split()) for ax in fig.axes for part in _parts_of(ax) if part.strip()) + "."
+
+
+def _parts_of(ax: Axes) -> Iterator[str]:
+    yield from (ax.get_title(place) for place in ("left", "center", "right"))
+    if ax.get_label():
+        yield ax.get_label()
+        return
+    yield ", ".join(f"{way}: {name}" for way, name in (("up", ax.get_ylabel()), ("across", ax.get_xlabel())) if name)
+    rows = [tick.get_text() for tick in ax.get_yticklabels()]
+    named = not all(re.fullmatch(r"\W?[\d.]*", row) for row in rows)
+    bars = [bar for bar in ax.containers if hasattr(bar, "datavalues")]
+    for number, row in enumerate(rows if bars else ()):
+        sizes = [f"{bar.get_label()} {bar.datavalues[number]:,.3g}" for bar in bars if bar.datavalues[number]]
+        yield f"{row}: {', '.join(sizes)}"
+    for handle, label in zip(*ax.get_legend_handles_labels()) if not bars else ():
+        points = getattr(handle, "lines", [handle])[0].get_xydata()  # of points with bars of error: the points
+        ends = sorted((x, rows[int(y)]) for x, y in points) if named else [(y, f"{x:g}") for x, y in points]
+        yield f"{label}: from " + " to ".join(f"{value:.3g} ({place})" for value, place in (ends[0], ends[-1]))
+    for image in ax.images:
+        yield "{} by {} numbers, from {:g} to {:g}".format(*image.get_size(), *image.get_clim())
+    marks = [text.get_text() for text in ax.texts if not re.fullmatch(r"[\d.,]*", text.get_text())]
+    yield f"marked: {', '.join(marks)}" if marks else ""
 
 
 def _mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
@@ -145,6 +187,12 @@ def _panel(ax: Axes, table: pd.DataFrame, columns: tuple[str, str], *, part: int
         told = f"{SHAPES[kind]} {column}"
         ax.annotate(told, place, xycoords="axes fraction", color=COLOURS[kind], weight="bold")
     ax.annotate("numbers\ntrained", (1.03, 1.03), xycoords="axes fraction", fontsize=8, color=GREY)
+    found = [
+        f"{name} {' and '.join(str(row[column]) for column in columns)}"
+        for name, row in table.iterrows()
+        if row[columns[0]] != ""
+    ]
+    ax.set_label(f"{' and '.join(columns)}, %: {'; '.join(found)}")
     lead = pd.to_numeric(table[columns[0]], errors="coerce")
     if lead.isna().all():
         ax.annotate("nothing was recorded", (0.5, 0.5), xycoords="axes fraction", ha="center")
@@ -235,6 +283,8 @@ def levels(values: np.ndarray, of_types: Mapping[str, np.ndarray], *, ax: Axes |
         style = {"color": COLOURS[number], "marker": MARKERS[number], "linestyle": "none"}
         ax.plot(marks, np.full(len(marks), -step * (number + 1)), label=name, **style)
     ax.set(xlabel="weight / scale of its block", ylabel="density", yticks=[])
+    marks = "; ".join(f"{name} has {len(held)} values" for name, held in of_types.items())
+    ax.set_label(f"how often each weight / scale of its block occurs, from -1 to 1, and below it: {marks}")
     ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return ax
 
@@ -274,6 +324,7 @@ def stack(blocks: int, trained: int, *, title: str = "", ax: Axes | None = None)
         if y:
             ax.annotate("", (0.5, y - 0.02), (0.5, y - 0.36), arrowprops={"arrowstyle": "->", "color": GREY})
     ax.set(xlim=(-0.05, 1.05), ylim=(-0.1, blocks + 2.8), title=title)
+    ax.set_label(f"a model of {blocks} blocks, of which the last {trained} are trained, and its head, which always is")
     ax.axis("off")
     return ax
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -141,3 +142,12 @@ def recorded():
         return 100 * found["value"].mean()
 
     return mean
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's Chromium, driven by Playwright."""
+    chromium = shutil.which("chromium") or pytest.skip("no Chromium here: apt-get install chromium")
+    driver = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install -r docs/requirements.txt")
+    with driver.sync_playwright() as started:
+        yield started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])

@@ -74,8 +74,9 @@ def test_part_2_has_all_that_part_1_needs_and_nothing_else():
 def test_what_is_imported_is_a_direct_dependency():
     direct, unlisted = {requirement.name for requirement in requirements(1)}, set()
     own = {"benchmarks", "helpers", "pretraining", "tests", "tools", *(path.stem for path in files(".py"))}
-    peers = (ROOT / "benchmarks" / "requirements.txt").read_text(encoding="utf-8")
-    direct |= set(re.findall(r"^([a-z][\w-]+)", peers, re.MULTILINE))  # in an environment of their own
+    for folder in ("benchmarks", "docs"):  # in an environment of their own, and for the site and the browser
+        others = (ROOT / folder / "requirements.txt").read_text(encoding="utf-8").partition("in turn")[0]
+        direct |= set(re.findall(r"^([a-z][\w-]+)", others, re.MULTILINE))
     for path in files(".py", ".ipynb"):
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".ipynb":
@@ -103,7 +104,7 @@ def test_every_place_names_the_same_pythons_and_no_versions_of_its_own():
             matrix = job["strategy"]["matrix"]
             pythons = {*matrix["python"], *(extra["python"] for extra in matrix.get("include", []))}
             assert pythons and pythons <= supported, f"{path.name}: {pythons}"
-            assert any("make test" in step.get("run", "") for step in job["steps"]), path.name
+            assert any(re.search("make (test|site)", step.get("run", "")) for step in job["steps"]), path.name
 
 
 def test_no_index_host_in_any_file():
@@ -122,7 +123,7 @@ def test_no_index_host_in_any_file():
 def test_makefile_offers_the_commands_on_one_page():
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     commands = {"setup", "run", "test", "lab", "lint", "measurements", "results", "test-platforms", "offline-kit"}
-    commands |= {"bench", "notebook", "workshop"}
+    commands |= {"bench", "notebook", "site", "workshop"}
     assert len(text.splitlines()) <= 72  # a page
     assert set(re.findall(r"^([a-z-]+): \.venv/\.done(?:-docs)? .*## ", text, re.MULTILINE)) == commands
     assert re.search(r"^export OMP_WAIT_POLICY = PASSIVE$", text, re.MULTILINE)

@@ -7,6 +7,7 @@ from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening, Dat
 from helpers import choose_machine, fit, load_classifier, load_encoder, load_language_model, load_task, predict
 from helpers.docstrings import mask_prompt
 from helpers.errors import ParameterError
+from helpers.waiting import progress
 
 MACHINE = choose_machine(device="cpu", precision="float32")
 
@@ -78,3 +79,17 @@ def test_flattened_texts_train_a_model_as_padded_ones_do():
         collator = DataCollatorWithFlattening() if flat else DataCollatorForSeq2Seq(tokenizer)
         losses.append(fit(model, rows, collator, steps=3, rate=1e-3, machine=MACHINE, batch=8))
     assert losses[0] == pytest.approx(losses[1], rel=1e-4) and losses[0][2] < losses[0][0] - 0.01
+
+
+def test_a_bar_appears_after_a_second_and_leaves_blanks(capsys):
+    """On stdout: the runner takes what is written to stderr for a fault."""
+    assert list(progress(range(3), "soon")) == [0, 1, 2]
+    assert capsys.readouterr() == ("", "")
+    bar = progress(what="slow", total=2)
+    bar.start_t -= 2  # as if it had begun two seconds ago
+    bar.last_print_t -= 2
+    bar.update()
+    assert "slow:  50%" in capsys.readouterr().out
+    bar.close()
+    told = capsys.readouterr()
+    assert told.out.strip() == "" != told.out and told.err == ""

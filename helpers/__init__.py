@@ -18,6 +18,7 @@ from .models import load_classifier, load_encoder, load_language_model, transfor
 from .scoreboard import Scoreboard  # noqa: E402
 from .tasks import load_task  # noqa: E402
 from .training import fit, generate, predict  # noqa: E402
+from .waiting import progress  # noqa: E402
 
 __all__ = [
     "Scoreboard",
@@ -37,6 +38,7 @@ __all__ = [
     "memory_bill",
     "plots",
     "predict",
+    "progress",
     "save_adapter",
     "training_memory",
     "transformer_blocks",

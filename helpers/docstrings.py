@@ -8,7 +8,7 @@ import hashlib
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import metadata
@@ -21,6 +21,7 @@ from docstring_parser.common import DocstringParam
 from transformers import PreTrainedTokenizerBase
 
 from .errors import DataError, ParameterError
+from .waiting import progress
 
 STYLES = {"google": DocstringStyle.GOOGLE, "numpy": DocstringStyle.NUMPYDOC}
 # The libraries of this project with the most usable docstrings for the seconds that they take to read.
@@ -79,7 +80,8 @@ class Docstrings:
 
     def rows(self, split: str, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, list[int]]]:
         """Unpadded examples for `fit`: `input_ids`, `attention_mask`, and `labels` that ask for the docstring only."""
-        return [mask_prompt(tokenizer, f"{pair.signature}\n", pair.docstring) for pair in self.splits[split]]
+        pairs = progress(self.splits[split], "reading")
+        return [mask_prompt(tokenizer, f"{pair.signature}\n", pair.docstring) for pair in pairs]
 
     def judge(self, split: str, replies: Sequence[Reply]) -> dict[str, np.ndarray]:
         """Which of the replies are right: `names`, `form` and `ended`, each (pairs,), see `grade`."""
@@ -118,7 +120,7 @@ def load_docstrings(style: str = "google", code: str = "") -> Docstrings:
         sources = [("train", read_code(code))]
     else:  # the unseen ones first, so that a text that stands in both is theirs
         uses = [*((name, "test") for name in UNSEEN), *((name, "train") for name in PACKAGES)]
-        sources = [(use, read_package(name)) for name, use in uses]
+        sources = [(use, read_package(name)) for name, use in progress(uses, "reading")]
     for use, (found, reasons, bare) in sources:
         left_out += reasons
         undocumented += bare if code or use == "test" else []
@@ -253,10 +255,12 @@ def read_code(code: str) -> Found:
     path = Path(code).expanduser().resolve()
     if not path.exists():
         raise DataError(f"code={code!r}: there is no such folder or file (looked in {Path.cwd()}).")
-    return _read(path.parent, [path]) if path.is_file() else _read(path, sorted(path.rglob("*.py")))
+    if path.is_file():
+        return _read(path.parent, [path])
+    return _read(path, progress(sorted(path.rglob("*.py")), "reading"))
 
 
-def _read(root: Path, files: Sequence[Path], *, section_only: bool = False) -> Found:
+def _read(root: Path, files: Iterable[Path], *, section_only: bool = False) -> Found:
     """`section_only`: do not parse files in which no parameter is documented, which saves half of the time."""
     found, reasons, bare = [], Counter(), []
     gc.disable()  # it would look through every tree again and again: twice the seconds

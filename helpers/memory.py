@@ -29,6 +29,7 @@ from .errors import DeviceError, ModelError, ParameterError
 from .measuring import count_parameters
 from .models import WORKS, check_architecture, positions_of, read_config, straighten, transformer_blocks
 from .quantization import TYPES, check_kind, check_not_quantized
+from .waiting import progress
 
 GIB = 2**30
 METHODS = ("full", "lora", "qlora")
@@ -341,8 +342,10 @@ def _kept(model: nn.Module, batch: int, length: int, compute: torch.dtype) -> tu
 
     def leave(*_: object) -> None:
         place[0] = None
+        bar.update()
 
     blocks = list(transformer_blocks(model))
+    bar = progress(what="counting", total=len(blocks))
     handles = [block.register_forward_pre_hook(enter, with_kwargs=True) for block in blocks]
     handles += [block.register_forward_hook(leave) for block in blocks]
     # On the meta device autocast does nothing, so every parameter and buffer gets a fake twin on the CPU for this pass.
@@ -371,6 +374,7 @@ def _kept(model: nn.Module, batch: int, length: int, compute: torch.dtype) -> tu
             f"none. Use a newer transformers, or a model such as {WORKS}."
         ) from None
     finally:
+        bar.close()
         for handle in handles:
             handle.remove()
     outside, logits = kept.pop(None, 0), kept.pop("logits", 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from .docstrings import Reply
 from .errors import ParameterError
 from .machine import Machine
+from .waiting import progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
@@ -45,7 +47,7 @@ def fit(
         rate, head_rate: learning rates of all that is trained, and of a head that starts at zero.
         b_ratio: rate of LoRA's B over that of A (LoRA+ takes 16).
 
-    What takes long shows a bar.
+    A bar shows how far it is, and the loss.
 
     Raises:
         ParameterError: a number that cannot work; a loss that is not finite, with step, rate and remedy.
@@ -123,13 +125,21 @@ def trainer_settings(machine: Machine, *, steps: int, batch: int, gathered: int,
 
 
 def progress_bar(steps: int) -> TrainerCallback:
-    """A callback that draws a bar of twenty characters, one for each twentieth of the steps."""
+    """A callback that shows how far the training is, and the loss; when it is done the bar is gone."""
     from transformers import TrainerCallback
 
     class Bar(TrainerCallback):
+        def on_train_begin(self, args, state, control, **_):
+            self.bar = progress(what="training", total=steps)
+
+        def on_log(self, args, state, control, logs, **_):
+            self.bar.set_postfix({"loss": logs.get("loss")}, refresh=False)
+
         def on_step_end(self, args, state, control, **_):
-            done, before = (20 * n // steps for n in (state.global_step, state.global_step - 1))
-            print("#" * (done - before), end="\n" if state.global_step == steps else "", flush=True)
+            self.bar.update()
+
+        def on_train_end(self, args, state, control, **_):
+            self.bar.close()
 
     return Bar()
 
@@ -152,7 +162,7 @@ def predict(
     """Logits of a classifier for each row, (rows, labels), float32 on the CPU; the model is left in evaluation mode."""
     model.eval()
     found = {}
-    for chosen in _similar([len(row["input_ids"]) for row in rows], batch):
+    for chosen in progress(_similar([len(row["input_ids"]) for row in rows], batch), "reading"):
         inputs = collator([rows[i] for i in chosen]).to(machine.device)
         with machine.autocast():
             found |= dict(zip(chosen, model(**inputs).logits.float().cpu()))
@@ -176,16 +186,21 @@ def generate(
         new_tokens: where a reply that does not end is cut off.
     """
     model.eval()
-    found = {}
-    for chosen in _similar([len(prompt) for prompt in prompts], batch):
+    found, batches = {}, _similar([len(prompt) for prompt in prompts], batch)
+    bar = progress(what="writing", total=len(batches) * (1 + new_tokens))
+    ticks = SimpleNamespace(put=lambda _: bar.update(), end=lambda: None)  # told of the prompt, then of each token
+    options = {"max_new_tokens": new_tokens, "do_sample": False, "use_cache": True, "streamer": ticks}
+    for number, chosen in enumerate(batches, 1):
         asked = tokenizer([prompts[i] for i in chosen], padding=True, padding_side="left", return_tensors="pt")
         asked = {name: asked[name].to(machine.device) for name in ("input_ids", "attention_mask")}
         with machine.autocast():
-            written = model.generate(**asked, max_new_tokens=new_tokens, do_sample=False, use_cache=True)
+            written = model.generate(**asked, **options)
+        bar.update(number * (1 + new_tokens) - bar.n)  # those that were not needed
         written = written[:, asked["input_ids"].shape[1] :]
         ended = (written == tokenizer.eos_token_id).any(1).tolist()
         texts = tokenizer.batch_decode(written, skip_special_tokens=True)
         found |= {i: Reply(text.strip(), done) for i, text, done in zip(chosen, texts, ended)}
+    bar.close()
     return [found[i] for i in range(len(prompts))]
 
 

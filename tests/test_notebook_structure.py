@@ -93,6 +93,24 @@ def test_code_is_never_hidden_or_handed_to_a_shell(notebook):
         assert not {"hide-input", "remove-input", "hide_input"} & set(cell.metadata.get("tags", [])), cell.id
 
 
+def test_what_a_widget_calls_is_also_called_plainly(notebook):
+    """For pages and platforms that show no widgets."""
+    sources = [cell.source for cell in code_cells(notebook) if "%pip" not in cell.source]
+    statements = [statement for source in sources for statement in ast.parse(source).body]
+    by_widgets, plainly = set(), set()
+    for statement in statements:
+        calls = [node for node in ast.walk(statement) if isinstance(node, ast.Call)]
+        names = {call.func.id for call in calls if isinstance(call.func, ast.Name)}
+        kinds = {call.func.attr for call in calls if isinstance(call.func, ast.Attribute)}
+        if "observe" in kinds:
+            by_widgets |= names - {"setattr"}
+        elif "interactive" in kinds:
+            by_widgets |= {statement.value.args[0].id}
+        elif not isinstance(statement, ast.FunctionDef | ast.ClassDef):
+            plainly |= names
+    assert by_widgets and by_widgets <= plainly
+
+
 def test_headings_beginning_and_end(notebook):
     text, first, last = prose(notebook), notebook.cells[0].source, code_cells(notebook)[-1].source
     levels = [len(mark) for mark in re.findall(r"^(#+) ", text, flags=re.MULTILINE)]

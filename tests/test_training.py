@@ -8,6 +8,7 @@ from helpers import choose_machine, fit, load_classifier, load_encoder, load_lan
 from helpers.attention import texts_of
 from helpers.docstrings import mask_prompt
 from helpers.errors import ParameterError
+from helpers.waiting import progress
 
 MACHINE = choose_machine(device="cpu", precision="float32")
 
@@ -99,3 +100,17 @@ def test_the_texts_of_a_row_are_read_from_its_mask(mask, lengths):
 
 def test_the_shipped_model_reads_text_by_text():
     assert load_language_model(quiet=True)[0].config._attn_implementation == "text_by_text"
+
+
+def test_a_bar_appears_after_a_second_and_leaves_blanks(capsys):
+    """On stdout: the runner takes what is written to stderr for a fault."""
+    assert list(progress(range(3), "soon")) == [0, 1, 2]
+    assert capsys.readouterr() == ("", "")
+    bar = progress(what="slow", total=2)
+    bar.start_t -= 2  # as if it had begun two seconds ago
+    bar.last_print_t -= 2
+    bar.update()
+    assert "slow:  50%" in capsys.readouterr().out
+    bar.close()
+    told = capsys.readouterr()
+    assert told.out.strip() == "" != told.out and told.err == ""

@@ -156,6 +156,8 @@ def check_cells(path: Path, executed: Path, error: BaseException | None) -> None
     for cell, what, said in troubles[:1]:
         last = re.sub(r"\x1b\[[0-9;]*m", "", said).strip().splitlines()[-6:]
         raise NotebookError(path, "\n  ".join([f"{what}, see {executed.name}:", *last]), cell)
+    for cell in cells:  # a bar that is gone has left blanks
+        cell.outputs = [output for output in cell.outputs if output.get("text", "text").strip()]
     notebook.metadata.pop("papermill", None)  # it names folders of this machine
     nbformat.write(notebook, executed)
 

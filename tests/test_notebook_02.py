@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 import math
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import nbformat
 import pytest
 
 from helpers import docstrings, training
+from tools.results import RUN_OF_ALL
 
 NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "02_lora.ipynb"
 
@@ -98,3 +100,12 @@ def test_both_styles_from_one_base_are_the_trained_ones_to_the_bit(second):
 
 def test_the_exercise_shows_the_bug(second):
     assert second.notes["wrong rule trains all"] is True
+
+
+def test_six_docstrings_are_kept_for_the_readme(second):
+    recorded = json.loads(RUN_OF_ALL.read_text(encoding="utf-8"))["docstrings"]["six"]
+    six = second.notes["six"]
+    assert [signature for signature, *_ in six] == [signature for signature, *_ in recorded]
+    graded = [[docstrings.grade(name, docstrings.Reply(text, True), "google") for text in both] for name, *both in six]
+    before, after = (sum(grades["form"] for grades in side) for side in zip(*graded))
+    assert before <= 1 and after >= 4, "another processor may write one of them otherwise"

@@ -125,7 +125,7 @@ def plan(lessons: list[list[Section]]) -> str:
         for section in sections:
             waits = ", ".join(f"`{cell.id}` {seconds(cell):.0f}" for cell in section.cells if seconds(cell) >= 10)
             to_fill = ", ".join("a guess" if c.cell_type == "markdown" else f"`{c.id}`" for c in section.open_cells)
-            if section.minutes >= 1:
+            if section.minutes >= 1 and section.heading.startswith("##"):
                 row = (section.title, math.ceil(section.minutes), f"{section.computing:.1f}", to_fill, waits)
                 tables += ["| {} | {} | {} | {} | {} |".format(*row)]
     page = ["# Plans for a workshop", "", f"Written by `make workshop`. {RULE}"]
@@ -137,7 +137,7 @@ def plan(lessons: list[list[Section]]) -> str:
             if part := halves.get(entry):
                 minutes, waiting = 5 * math.ceil(sum(s.minutes for s in part) / 5), sum(s.computing for s in part)
                 numbers = [section.title.split()[0] for section in part if section.title[0].isdigit()]
-                what = f"Notebook {entry[0]}, section {numbers[0]} to {numbers[-1] if entry[1] == 'a' else 'the end'}"
+                what = f"Notebook {entry[0]}, sections {numbers[0]} to {numbers[-1] if entry[1] == 'a' else 'the end'}"
             rows += [f"| {clock // 60}:{clock % 60:02} | {minutes} | {f'{waiting:.0f}' if part else ''} | {what} |"]
             clock, computing = clock + int(minutes), computing + waiting
         told = (

@@ -108,7 +108,7 @@ def test_what_a_widget_calls_is_also_called_plainly(notebook):
             by_widgets |= {statement.value.args[0].id}
         elif not isinstance(statement, ast.FunctionDef | ast.ClassDef):
             plainly |= names
-    assert by_widgets and by_widgets <= plainly
+    assert by_widgets <= plainly and bool(by_widgets) == any("widgets." in source for source in sources)
 
 
 def test_headings_beginning_and_end(notebook):

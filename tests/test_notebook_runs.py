@@ -2,6 +2,7 @@
 
 import os
 
+import nbformat
 import pytest
 from conftest import EVERY_PAIR, LONG, NAMES, OWN_FILE_ALONE, ROOT, RUNS
 
@@ -78,3 +79,13 @@ def test_no_secret_of_the_environment_is_in_what_a_run_leaves(started):
     files = [path for folder in (*folders, ROOT / "docs") for path in folder.rglob("*") if path.is_file()]
     assert {".ipynb", ".html", ".json", ".md"} <= {path.suffix for path in files}
     assert [str(path) for path in files if secret in path.read_bytes()] == []
+
+
+def test_every_figure_says_in_words_what_it_shows(first, second, third, fourth):
+    for run in (first, second, third, fourth):
+        cells = nbformat.read(run.result.executed, as_version=4).cells
+        bundles = [
+            output for cell in cells for output in cell.get("outputs", ()) if "image/png" in output.get("data", {})
+        ]
+        words = [bundle.metadata["image/png"]["alt"] for bundle in bundles]
+        assert words and min(map(len, words)) > 30, words

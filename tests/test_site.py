@@ -20,6 +20,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from helpers import plots
 from tools import site as program
 
+# Of myst-nb, about the next Sphinx.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
 AXE = "axe-core@4.14.1"  # from the npm registry, for these tests only
 NETWORKS = re.compile(rb"//[\w.-]*(jsdelivr|cloudflare|unpkg|googleapis|gstatic|mathjax|bootstrapcdn)", re.IGNORECASE)
 VIEWS = [(1280, "light"), (390, "dark"), (1280, "dark"), (390, "light")]  # the last two by LONG=1 make test

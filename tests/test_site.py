@@ -178,6 +178,7 @@ def axe(tmp_path_factory):
         return package.extractfile("package/axe.min.js").read().decode()
 
 
+@pytest.mark.slow
 def test_every_page_can_be_read_by_everybody(browser, site, pages, axe):
     """axe-core finds nothing, light and dark, at a desk and on a phone, where no page scrolls sideways."""
     page = browser.new_page()

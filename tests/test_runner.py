@@ -93,7 +93,7 @@ def test_a_good_notebook_passes(place, monkeypatch):
         "assert environ['HF_TOKEN'] == 'hf_' + 'Planted' * 5",
         "print(seed, learning_rate, task, use_bias, sizes, results_dir)",
         "raise ValueError('skipped')",
-        "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()",
+        "print('a bar', end='\\r     \\r')\nimport matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()",
         tags={"cell-2": ["skip-execution"]},
     )
     given = {"seed": 3, "learning_rate": 1, "task": "123", "use_bias": True, "sizes": []}
@@ -104,7 +104,7 @@ def test_a_good_notebook_passes(place, monkeypatch):
     assert [cell.execution_count for cell in cells] == [1, 2, 3, 4, 5, None, 6, 7]
     assert cells[3].outputs[0].text == f"{sys.executable} x PASSIVE\n"
     assert cells[4].outputs[0].text == "3 1.0 123 True [] results\n"
-    assert "image/png" in cells[6].outputs[0].data
+    assert [list(output.get("data", {})) for output in cells[6].outputs] == [["image/png", "text/plain"]], "and no bar"
     assert str(place.folder) not in result.executed.read_text(encoding="utf-8").replace(str(place.marker), "")
 
 

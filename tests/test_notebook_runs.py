@@ -8,7 +8,7 @@ from conftest import EVERY_PAIR, LONG, NAMES, OWN_FILE_ALONE, ROOT, RUNS
 
 from helpers.scoreboard import TECHNIQUES, table_of
 
-BUDGET = {"01_feature_extraction": 60_000, "02_lora": 80_000, "03_qlora": 80_000, "04_prompt_tuning": 120_000}
+BUDGET = {"01_feature_extraction": 40_000, "02_lora": 45_000, "03_qlora": 35_000, "04_prompt_tuning": 70_000}
 
 
 def test_your_own_file_works_unedited(own_first):
@@ -54,7 +54,7 @@ def test_no_notebook_takes_longer_than_its_budget(every, record_property):
     """In reference products (`conftest.REFERENCE`); twice what was measured, so that a busy machine passes."""
     efforts = {run.result.executed.stem: run.effort() for run in every}
     record_property("efforts", efforts)
-    over = {name: f"{effort:,.0f}" for name, effort in efforts.items() if effort > BUDGET.get(name, 60_000)}
+    over = {name: f"{effort:,.0f}" for name, effort in efforts.items() if effort > BUDGET.get(name, 40_000)}
     assert not over, f"{over}; the slowest cells: make run names them"
 
 

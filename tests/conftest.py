@@ -112,6 +112,7 @@ def started(request, tmp_path_factory):
     fixtures = {name for item in items for name in item.fixturenames}
     asked = {FIXTURES.get(name) for name in fixtures} | {*(NAMES if "every" in fixtures else ())}
     asked |= {item.callspec.params.get("run") for item in items if hasattr(item, "callspec")}
+    asked -= set() if LONG else set(EVERY_PAIR)  # their tests are skipped
     with ThreadPoolExecutor(AT_A_TIME) as pool:
         yield {name: pool.submit(Executed, name, tmp_path_factory.mktemp(name)) for name in RUNS if name in asked}
         pool.shutdown(cancel_futures=True)

@@ -13,10 +13,9 @@ import tiny
 from docstrings import SITE_PACKAGES, write_csv
 
 from tools.new_notebook import TEMPLATE
-from tools.run import run_notebook
+from tools.run import notebooks_of, run_notebook
 
-ROOT = Path(__file__).resolve().parent.parent
-PATHS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))}
+PATHS = {path.stem: path for path in notebooks_of()}
 NAMES = list(PATHS)
 PATHS |= {TEMPLATE.stem: TEMPLATE}  # what `make notebook` starts from passes for a notebook too
 LONG = bool(os.environ.get("LONG"))  # what takes minutes more, by LONG=1 make test
@@ -151,4 +150,4 @@ def browser():
     chromium = shutil.which("chromium") or pytest.skip("no Chromium here: apt-get install chromium")
     driver = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install -r docs/requirements.txt")
     with driver.sync_playwright() as started:
-        yield started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])  # it refuses root with one

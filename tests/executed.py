@@ -5,7 +5,7 @@ from pathlib import Path
 
 import nbformat
 
-ROOT = Path(__file__).resolve().parent.parent
+from tools.run import ROOT, notebooks_of
 
 
 def repository(root: Path) -> Path:
@@ -14,7 +14,7 @@ def repository(root: Path) -> Path:
         shutil.copytree(ROOT / name, root / name, dirs_exist_ok=True)
     folder = root / "results" / "executed"
     folder.mkdir(parents=True)
-    for path in (root / "notebooks").glob("[0-9]*.ipynb"):
+    for path in notebooks_of(root):
         notebook = nbformat.read(path, as_version=4)
         for cell in notebook.cells:
             if cell.cell_type == "code":

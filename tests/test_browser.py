@@ -3,17 +3,18 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 
 import nbformat
 import pytest
 import tiny
-from conftest import LONG, NAMES, OWN_CODE, ROOT, SHORT
+from conftest import LONG, NAMES, OWN_CODE, SHORT
 
-CHROMIUM = shutil.which("chromium")
+from tools.run import ROOT
+
 # Parameters that make a notebook short, and the architectures of its models, which are tiny and random.
 TINY = {"encoder": "bert", "language_model": "llama 3"}
 QUICK = {NAMES[0]: (SHORT, ["encoder"]), NAMES[1]: (OWN_CODE, TINY), NAMES[2]: ({}, []), NAMES[3]: (OWN_CODE, TINY)}
@@ -29,10 +30,8 @@ WHOLE = 20_000  # characters of a figure; where two threads drew at once, only b
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
+def lab(browser, tmp_path_factory):
     """JupyterLab on a free port with settings of its own: its folder and its address, which ends before the token."""
-    if not CHROMIUM:
-        pytest.skip("no Chromium is here: apt-get install chromium")
     folder = tmp_path_factory.mktemp("lab")
     for plugin, values in SETTINGS.items():
         file = folder / "settings" / "@jupyterlab" / f"{plugin}.jupyterlab-settings"
@@ -59,13 +58,11 @@ def lab(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def opened(lab):
+def opened(browser, lab):
     """A function that opens a notebook and runs it up to its widget."""
-    driver = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install -r docs/requirements.txt")
-    with driver.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])  # it refuses root with one
-        yield lambda name, **options: Opened(browser, driver.expect, lab, name, **options)
-        browser.close()
+    from playwright.sync_api import expect  # here: without it `browser` has skipped
+
+    return partial(Opened, browser, expect, lab)
 
 
 class Opened:

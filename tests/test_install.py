@@ -13,9 +13,9 @@ import pytest
 
 from tools.new_notebook import TEMPLATE
 from tools.offline_kit import build_wheel
+from tools.run import ROOT, notebooks_of
 
-ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+NOTEBOOKS = notebooks_of()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 ADDRESS, TAG = PROJECT["urls"]["Repository"], f"v{PROJECT['version']}"
 BADGES = re.compile(r"https://(?:colab\.research\.google|kaggle|mybinder)\.\w+/[^)\s\"]+")

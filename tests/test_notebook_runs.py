@@ -4,9 +4,10 @@ import os
 
 import nbformat
 import pytest
-from conftest import EVERY_PAIR, LONG, NAMES, OWN_FILE_ALONE, ROOT, RUNS
+from conftest import EVERY_PAIR, LONG, NAMES, OWN_FILE_ALONE, RUNS
 
 from helpers.scoreboard import TECHNIQUES, table_of
+from tools.run import ROOT
 
 BUDGET = {"01_feature_extraction": 40_000, "02_lora": 45_000, "03_qlora": 35_000, "04_prompt_tuning": 70_000}
 
@@ -81,8 +82,8 @@ def test_no_secret_of_the_environment_is_in_what_a_run_leaves(started):
     assert [str(path) for path in files if secret in path.read_bytes()] == []
 
 
-def test_every_figure_says_in_words_what_it_shows(first, second, third, fourth):
-    for run in (first, second, third, fourth):
+def test_every_figure_says_in_words_what_it_shows(every):
+    for run in every:
         cells = nbformat.read(run.result.executed, as_version=4).cells
         bundles = [
             output for cell in cells for output in cell.get("outputs", ()) if "image/png" in output.get("data", {})

@@ -14,11 +14,12 @@ import matplotlib.pyplot as plt
 import nbformat
 import pandas as pd
 import pytest
-from conftest import LONG, NAMES, ROOT
+from conftest import LONG, NAMES
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from helpers import plots
 from tools import site as program
+from tools.run import ROOT
 
 # Of myst-nb, about the next Sphinx.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")

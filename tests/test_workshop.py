@@ -7,13 +7,13 @@ import sys
 import nbformat
 import pytest
 import tiny
-from conftest import OWN_CODE
-from executed import ROOT, repository
+from conftest import NAMES, OWN_CODE
+from executed import repository
 
 from helpers import check
 from tools import run, workshop
+from tools.run import ROOT
 
-NAMES = [path.stem for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))]
 every_notebook = pytest.mark.parametrize("name", NAMES)
 
 

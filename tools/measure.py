@@ -19,10 +19,10 @@ from typing import Any
 
 from papermill import inspect_notebook
 
-from tools.run import ROOT, run_notebook
+from tools.run import ROOT, notebooks_of, run_notebook
 
 SEEDS = (0, 1, 2)
-NOTEBOOKS = [path.stem for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))]
+NOTEBOOKS = [path.stem for path in notebooks_of()]
 # Sets of parameters of a notebook; of others `full_size`, or nothing where it has no such parameter.
 FULL_SIZE: dict[str, list[dict[str, Any]]] = {
     "01_feature_extraction": [{"train_examples": 96}, {"train_examples": 384}, {"train_examples": 1200}],

@@ -19,7 +19,7 @@ import pandas as pd
 
 from tools.measure import hardware, write_rows
 from tools.offline_kit import build_wheel
-from tools.run import ROOT, NotebookError, run_notebook
+from tools.run import ROOT, NotebookError, notebooks_of, run_notebook
 
 RESULTS = ROOT / "platforms" / "results.json"
 SHOWN = ("torch", "transformers", "peft", "datasets", "huggingface-hub", "numpy", "pandas")
@@ -72,7 +72,7 @@ if __name__ == "__main__":
     rows = {(row["platform"], row["notebook"]): row for row in json.loads(RESULTS.read_text(encoding="utf-8"))}
     for platform in chosen:
         python = build(platform)
-        for notebook in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
+        for notebook in notebooks_of():
             rows[platform, notebook.stem] = run_on(platform, python, notebook)
             write_rows(RESULTS, [rows[key] for key in sorted(rows)])
     table = pd.DataFrame([rows[key] for key in sorted(rows) if key[0] in chosen])

@@ -16,6 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from tools.measure import NOTEBOOKS, ROOT, hardware
+from tools.run import seconds_of
 
 PAGE = ROOT / "docs" / "results.md"
 PICTURE = PAGE.parent / "scoreboard.png"
@@ -94,10 +95,7 @@ def _below(text: str) -> str:
 def run_of_all(results: Path) -> dict[str, Any]:
     """What docs/run.json keeps of a `make run`: seconds of each notebook's cells, and six docstrings."""
     executed = {name: nbformat.read(results / "executed" / f"{name}.ipynb", as_version=4) for name in NOTEBOOKS}
-    seconds = {
-        name: round(sum(cell.metadata.get("papermill", {}).get("duration") or 0 for cell in notebook.cells))
-        for name, notebook in executed.items()
-    }
+    seconds = {name: round(sum(map(seconds_of, notebook.cells))) for name, notebook in executed.items()}
     six = json.loads((results / "notes" / "02_lora.json").read_text(encoding="utf-8"))["six"]
     about = {"date": f"{datetime.date.today()}", "hardware": hardware()}
     return {"minutes": {"seconds": seconds, **about}, "docstrings": {"six": six, **about}}

@@ -180,18 +180,27 @@ def check_records(path: Path, records: Path, began: float) -> None:
         raise NotebookError(path, f"records/{records.name}: expected {wanted}, found {bad[0] if bad else 'none'}.")
 
 
+def notebooks_of(root: Path = ROOT) -> list[Path]:
+    """The notebooks of a repository, in their order."""
+    return sorted((root / "notebooks").glob("[0-9]*.ipynb"))
+
+
+def seconds_of(cell: nbformat.NotebookNode) -> float:
+    """What an executed cell took."""
+    return cell.metadata.get("papermill", {}).get("duration") or 0.0
+
+
 def slowest(executed: Path, count: int = 3) -> dict[str, float]:
     """The cells of an executed notebook that took longest, with their seconds."""
     cells = nbformat.read(executed, as_version=4).cells
-    seconds = {cell.id: cell.metadata.get("papermill", {}).get("duration") or 0.0 for cell in cells}
+    seconds = {cell.id: seconds_of(cell) for cell in cells}
     return dict(sorted(seconds.items(), key=lambda item: -item[1])[:count])
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the notebooks named on the command line, or all, and show the scoreboard; 0 if all passed."""
     parser = argparse.ArgumentParser(prog="python -m tools.run", description=__doc__.partition("\n")[0])
-    notebooks = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
-    parser.add_argument("notebooks", nargs="*", type=Path, default=notebooks, help="default: all in notebooks/")
+    parser.add_argument("notebooks", nargs="*", type=Path, default=notebooks_of(), help="default: all in notebooks/")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters")
     parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR", help="default: results")
     parser.add_argument("--output", type=Path, metavar="DIR", help="for executed notebooks, default: RESULTS/executed")

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import nbformat
 
-ROOT = Path(__file__).resolve().parent.parent
+from tools.run import ROOT, notebooks_of
+
 WIDGET = "application/vnd.jupyter.widget-view+json"
 IN_ITS_PLACE = "*Here the notebook has a box to type into, or sliders to move.*"
 REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
@@ -30,7 +31,7 @@ def stage(executed: Path, folder: Path) -> None:
             to = folder / (path.name if path.name == "index.md" else path.relative_to(ROOT))
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, to)
-    for path in sorted(ROOT.glob("notebooks/[0-9]*.ipynb")):
+    for path in notebooks_of():
         if not (executed / path.name).exists():
             sys.exit(f"Stopped: {executed / path.name} is missing: make run ARGS=notebooks/{path.name}")
         notebook = prepared(nbformat.read(executed / path.name, as_version=4), path.name)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import nbformat
 from nbformat import NotebookNode
 
-from tools.run import ROOT, NotebookError
+from tools.run import ROOT, NotebookError, notebooks_of, seconds_of
 
 PAGES = ("workshop.md", "cheatsheet.md")  # written by hand, in docs/
 WORDS, LINES, GUESS, CODE = 200, 15, 2, 4
@@ -53,7 +53,7 @@ class Section(NamedTuple):
 
     @property
     def computing(self) -> float:
-        return sum(map(seconds, self.cells)) / 60
+        return sum(map(seconds_of, self.cells)) / 60
 
     @property
     def minutes(self) -> float:
@@ -62,11 +62,6 @@ class Section(NamedTuple):
         lines = sum(bool(line.strip()) for line in code.splitlines())
         doing = sum(CODE if cell.cell_type == "code" else GUESS for cell in self.open_cells)
         return self.computing + words / WORDS + lines / LINES + doing
-
-
-def seconds(cell: NotebookNode) -> float:
-    """What an executed cell took."""
-    return cell.metadata.get("papermill", {}).get("duration") or 0.0
 
 
 def is_solution(cell: NotebookNode) -> bool:
@@ -123,7 +118,7 @@ def plan(lessons: list[list[Section]]) -> str:
             "| --- | --- | --- | --- | --- |",
         ]
         for section in sections:
-            waits = ", ".join(f"`{cell.id}` {seconds(cell):.0f}" for cell in section.cells if seconds(cell) >= 10)
+            waits = ", ".join(f"`{cell.id}` {seconds_of(cell):.0f}" for cell in section.cells if seconds_of(cell) >= 10)
             to_fill = ", ".join("a guess" if c.cell_type == "markdown" else f"`{c.id}`" for c in section.open_cells)
             if section.minutes >= 1 and section.heading.startswith("##"):
                 row = (section.title, math.ceil(section.minutes), f"{section.computing:.1f}", to_fill, waits)
@@ -152,7 +147,7 @@ def write_workshop(folder: Path, root: Path = ROOT) -> Path:
     """Write the kit into `folder`; NotebookError if a notebook was not executed, or was another one then."""
     questions = tomllib.loads((root / "tools" / "workshop.toml").read_text(encoding="utf-8"))
     lessons = []
-    for path in sorted((root / "notebooks").glob("[0-9]*.ipynb")):
+    for path in notebooks_of(root):
         executed, asked = root / "results" / "executed" / path.name, questions.pop(path.stem, {})
         if not executed.exists():
             raise NotebookError(path, "not in results/executed, so its minutes are missing. Execute it first: make run")

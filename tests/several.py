@@ -59,7 +59,7 @@ def local(tensor):
 
 
 def prepared(model, optimizer, sharding, precision):
-    """What `accelerate launch` gives a script; on the CPU, accelerate makes DDP of FSDP in silence if nobody insists."""
+    """What `accelerate launch` gives a script; on the CPU, accelerate makes DDP of FSDP in silence unless told so."""
     AcceleratorState._reset_state()
     mixed = {"float32": "no"}.get(precision, "bf16")
     accelerator = Accelerator(cpu=True, mixed_precision=mixed)

@@ -2,12 +2,16 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from accelerate.commands.launch import launch_command_parser
 from several import SETTINGS
+from torch.distributed.run import get_args_parser
 
 from helpers.memory import memory_bill
 from tools.pages import moved
@@ -72,3 +76,19 @@ def test_more_cards_less_on_each_and_one_card_as_before():
     assert four.optimizer_state / two.optimizer_state == pytest.approx(0.5, rel=1e-3)
     together = memory_bill("Llama-2-7B", method="lora", length=16, processes=8)
     assert together.buffers == together.gradients and together.total - one.total == one.gradients
+
+
+def test_the_launch_lines_of_the_page_are_understood():
+    """By the launchers' own parsers, with what Slurm and the shell fill in; the script gets a recipe and no more."""
+    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = re.sub(r"\$\(\(.*?\)\)|\$\w+", "8", "\n".join(re.findall(r"```\n(.*?)```", page, re.DOTALL))).splitlines()
+    parsers = {"accelerate launch ": launch_command_parser(), "torchrun ": get_args_parser()}
+    found = []
+    for line in lines:
+        for command, parser in parsers.items():
+            if command in line:
+                told = parser.parse_args(shlex.split(line.partition(command)[2].rstrip("'")))
+                script, *rest = told.training_script, *told.training_script_args
+                assert script == "scale/train.py" and rest in (["scale/recipe.yaml"], ["scale/recipe.yaml", "--resume"])
+                found.append(command)
+    assert len(found) == 5

@@ -93,6 +93,7 @@ class MemoryBill:
     trainable_parameters: int
     total_parameters: int
     buffers: int = 0
+    sharded: bool = False
 
     @property
     def total(self) -> int:
@@ -210,6 +211,7 @@ def memory_bill(
         trainable_parameters=count.trainable,
         total_parameters=count.total,
         buffers=buffers,
+        sharded=sharding == "full",
     )
 
 
@@ -220,7 +222,8 @@ def require_fit(bill: MemoryBill, card_gib: float) -> None:
         return
     saving = {  # what each remedy could free at most
         "turn on gradient_checkpointing, or use a smaller batch or shorter texts": bill.activations + bill.logits,
-        "use optimizer='paged_adamw_8bit'": 0 if bill.paged else bill.optimizer_state,
+        "use optimizer='paged_adamw_8bit'": 0 if bill.paged or bill.sharded else bill.optimizer_state,
+        "use more cards": bill.weights + bill.gradients + bill.optimizer_state if bill.sharded else 0,
         "use method='qlora'": 0 if bill.constants else bill.weights + bill.gradients + bill.optimizer_state,
         "choose a smaller model": bill.weights if bill.constants else 0,
     }

@@ -13,7 +13,8 @@ from accelerate.commands.launch import launch_command_parser
 from several import SETTINGS
 from torch.distributed.run import get_args_parser
 
-from helpers.memory import memory_bill
+from helpers.errors import DeviceError
+from helpers.memory import CARDS, memory_bill, require_fit
 from tools.pages import moved
 from tools.run import ROOT
 
@@ -76,6 +77,15 @@ def test_more_cards_less_on_each_and_one_card_as_before():
     assert four.optimizer_state / two.optimizer_state == pytest.approx(0.5, rel=1e-3)
     together = memory_bill("Llama-2-7B", method="lora", length=16, processes=8)
     assert together.buffers == together.gradients and together.total - one.total == one.gradients
+
+
+def test_what_does_not_fit_each_card_is_told_what_helps_there():
+    """Not bitsandbytes' optimisers, which refuse shared weights."""
+    bill = memory_bill("Llama-2-7B", method="full", length=16, processes=2, sharding="full")
+    with pytest.raises(DeviceError, match=r"use more cards") as refused:
+        require_fit(bill, CARDS["A100 40 GB"])
+    assert "paged" not in str(refused.value)
+    require_fit(memory_bill("Llama-2-7B", method="full", length=16, processes=4, sharding="full"), CARDS["A100 40 GB"])
 
 
 def test_the_launch_lines_of_the_page_are_understood():

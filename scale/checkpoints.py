@@ -3,16 +3,26 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import torch
+import transformers
 from safetensors import SafetensorError
+from safetensors.torch import save_model
+from torch import nn
 
 from helpers.errors import ParameterError, TutorialError
+from helpers.training import parameter_groups, progress_bar, refuse_infinite
+from recipe import RANK, WORLD, Recipe
 
 MANIFEST = "manifest.json"
+HEAD_RATE = 1e-2  # of `fit`
 
 
 def seal(folder: Path, about: dict) -> None:
@@ -21,8 +31,10 @@ def seal(folder: Path, about: dict) -> None:
     draft = folder / f"{MANIFEST}.draft"
     draft.write_text(json.dumps({"about": about, "files": files}, indent=1) + "\n", encoding="utf-8")
     os.replace(draft, folder / MANIFEST)
-    for path in [path for path in checkpoints(folder.parent) if (path / MANIFEST).exists()][2:]:
-        shutil.rmtree(path)
+    kept = [path for path in checkpoints(folder.parent) if (path / MANIFEST).exists()][:2]
+    for path in checkpoints(folder.parent):
+        if path not in kept:
+            shutil.rmtree(path)
 
 
 def describe(path: Path) -> list:
@@ -32,7 +44,8 @@ def describe(path: Path) -> list:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, complete or not, the newest first."""
-    return sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2]))
+    steps = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")}
+    return sorted((path for path in steps if steps[path].isdecimal()), key=lambda path: -int(steps[path]))
 
 
 def fault_of(folder: Path) -> str:
@@ -82,4 +95,57 @@ def writing(what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise TutorialError(f"{what} could not be written ({error}). Free some space, then say --resume.") from None
+        raise TutorialError(
+            f"{what} could not be written ({error}). Is the disk full? Make room, then say --resume."
+        ) from None
+
+
+def save_whole(model: nn.Module, words: Any, folder: Path) -> None:
+    """A fully trained model; like an adapter it appears complete or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as draft:
+        new = Path(draft, "new")
+        words.save_pretrained(new)
+        if isinstance(model, transformers.PreTrainedModel):
+            model.save_pretrained(new)
+        else:
+            save_model(model, str(new / "model.safetensors"))
+        if folder.exists():
+            os.replace(folder, f"{draft}/old")
+        os.replace(new, folder)
+
+
+class Resumable(transformers.Trainer):
+    """`Trainer` with the optimiser of `fit`, which stops at a loss that is not finite, and seals its checkpoints."""
+
+    def __init__(self, *, recipe: Recipe, make_optimizer: Callable, about: dict, **options: Any) -> None:
+        super().__init__(**options)
+        self.recipe, self.make_optimizer, self.about = recipe, make_optimizer, about
+        # As in the notebooks; but the texts of several processes are of several lengths, and every token counts as one.
+        self.model_accepts_loss_kwargs = WORLD > 1 and recipe.on == "docstrings"
+        self.remove_callback(transformers.PrinterCallback)
+        if RANK == 0:
+            self.add_callback(progress_bar(recipe.steps))
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = self.make_optimizer(
+                parameter_groups(model or self.model, self.recipe.rate, HEAD_RATE, 1.0)
+            )
+        return self.optimizer
+
+    def log(self, *args: Any, **options: Any) -> None:
+        super().log(*args, **options)
+        if not math.isfinite(self.state.log_history[-1].get("loss", 0.0)):
+            refuse_infinite(self.losses(), self.recipe.rate)
+
+    def losses(self) -> list[float]:
+        return [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+
+    def _save_checkpoint(self, *args: Any) -> None:
+        folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+        with writing(str(folder)):
+            super()._save_checkpoint(*args)
+            self.accelerator.wait_for_everyone()  # rank 0 seals what all have written
+            if RANK == 0:
+                seal(folder, self.about)

@@ -36,7 +36,10 @@ FSDP, ZERO = (os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true" for
 
 @dataclass(frozen=True)
 class Recipe:
-    """The notebooks' parameters, and what only a run outside of them has; 0 stands for the notebook's own number."""
+    """The notebooks' parameters, and what only a run outside of them has.
+
+    A rank, a rate, a batch and `gathered` of 0 stand for the notebook's own number.
+    """
 
     name: str  # of everything that is written
     technique: str = "lora"
@@ -82,9 +85,9 @@ def read_recipe(path: Path) -> Recipe:
             raise ParameterError(f"{path}: unknown key {key!r}. {hint}")
         kind = known[key].type
         if type(value) is not kind and not (kind is float and type(value) is int):  # True is an int for isinstance
-            raise ParameterError(
-                f"{path}: {key}={value!r} is of type {type(value).__name__}, expected {kind.__name__}."
-            )
+            told = f"{key}={value!r} is of type {type(value).__name__}, expected {kind.__name__}"
+            hint = " (YAML takes 8e-3 for text: write 8.0e-3)" if kind is float and type(value) is str else ""
+            raise ParameterError(f"{path}: {told}{hint}.")
         if key in CHOICES and value not in CHOICES[key]:
             raise ParameterError(f"{path}: {key}={value!r}: expected one of {', '.join(CHOICES[key])}.")
         least = 1 if key in FROM_ONE else 0
@@ -113,21 +116,22 @@ def settle(recipe: Recipe, size: float) -> Recipe:
     return recipe
 
 
-def check_launch(recipe: Recipe, machine: helpers.machine.Machine, config: transformers.PreTrainedConfig) -> None:
-    """Refuse another number of processes than asked for, and a model that does not fit on each card."""
-    if recipe.processes not in (0, WORLD):
-        number = recipe.processes
+def check_processes(wanted: int) -> None:
+    """Refuse another number of processes than asked for."""
+    if wanted not in (0, WORLD):
         raise ParameterError(
-            f"processes={number}, but {WORLD} run. Start it with `torchrun --nproc_per_node {number} scale/train.py ...` "
-            f"or `accelerate launch --multi_gpu --num_processes {number} scale/train.py ...`, without cards as well, with "
+            f"processes={wanted}, but {WORLD} run. Start it with `torchrun --nproc_per_node {wanted} scale/train.py ...` "
+            f"or `accelerate launch --multi_gpu --num_processes {wanted} scale/train.py ...`; without cards the same with "
             f"ACCELERATE_USE_CPU=true before it (`accelerate launch --cpu` starts one process, whatever it is told)."
         )
+
+
+def check_bill(recipe: Recipe, machine: helpers.machine.Machine, config: transformers.PreTrainedConfig) -> None:
+    """Refuse a model that does not fit on each card."""
     if not recipe.card_gib:
         return
     if recipe.on == "topics" or recipe.technique == "prompt_tuning":
-        raise ParameterError(
-            "card_gib: there is a bill for LoRA, QLoRA and full fine-tuning on docstrings only. Say 0."
-        )
+        raise ParameterError("card_gib: only LoRA, QLoRA and full fine-tuning on docstrings have a bill. Say 0.")
     how = {"method": recipe.technique.replace("_fine_tuning", ""), "batch": recipe.batch, "length": 128}
     how |= {"rank": recipe.rank, "precision": str(machine.precision).removeprefix("torch.")}
     if "processes" in inspect.signature(helpers.memory_bill).parameters:

@@ -7,13 +7,12 @@ The recipe has the notebooks' parameters. Data, model, PEFT's calls and the sett
 """
 
 import argparse
-import math
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +27,16 @@ import peft
 import torch
 import transformers
 from accelerate.utils import DistributedType
-from checkpoints import find_checkpoint, refuse_another_run, seal, writing
-from recipe import FSDP, LARGE, RANK, SMALL, WORLD, ZERO, Recipe, check_launch, read_recipe, settle
-from safetensors.torch import save_model
 from torch import nn
 from transformers.trainer_utils import SaveStrategy
 
+from checkpoints import Resumable, find_checkpoint, refuse_another_run, save_whole, writing
 from helpers.adapters import check_prompt, query_value
 from helpers.errors import DeviceError, TutorialError
+from helpers.hub import find_model
 from helpers.models import language_model_config
-from helpers.training import parameter_groups, progress_bar, refuse_infinite, trainer_settings
+from helpers.training import trainer_settings
+from recipe import FSDP, LARGE, RANK, SMALL, WORLD, ZERO, Recipe, check_bill, check_processes, read_recipe, settle
 
 FREE = ("processes", "save_every", "card_gib", "score", "results_dir")  # what a resumed run may have otherwise
 
@@ -103,44 +102,12 @@ def build(recipe: Recipe, machine: helpers.machine.Machine, data: Any, size: flo
     return model, words, rows, flat
 
 
-class Resumable(transformers.Trainer):
-    """`Trainer` with the parameter groups of `fit`; it stops at a loss that is not finite, and seals its checkpoints."""
-
-    def __init__(self, *, recipe: Recipe, make_optimizer: Callable, about: dict, **options: Any) -> None:
-        super().__init__(**options)
-        self.recipe, self.make_optimizer, self.about = recipe, make_optimizer, about
-        # As in the notebooks; but the texts of several processes are of several lengths, and every token counts as one.
-        self.model_accepts_loss_kwargs = WORLD > 1 and recipe.on == "docstrings"
-        self.remove_callback(transformers.PrinterCallback)
-        if RANK == 0:
-            self.add_callback(progress_bar(recipe.steps))
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        self.optimizer = self.optimizer or self.make_optimizer(model or self.model)
-        return self.optimizer
-
-    def log(self, *args: Any, **options: Any) -> None:
-        super().log(*args, **options)
-        if not math.isfinite(self.state.log_history[-1].get("loss", 0.0)):
-            refuse_infinite(self.losses(), self.recipe.rate)
-
-    def losses(self) -> list[float]:
-        return [entry["loss"] for entry in self.state.log_history if "loss" in entry]
-
-    def _save_checkpoint(self, *args: Any) -> None:
-        folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
-        with writing(str(folder)):
-            super()._save_checkpoint(*args)
-            self.accelerator.wait_for_everyone()  # rank 0 seals what all have written
-            if RANK == 0:
-                seal(folder, self.about)
-
-
 # ---------------------------------------------------------------- the run
 
 
 def train(recipe: Recipe, resume: bool) -> None:
     """Train, save what was trained, score and record."""
+    check_processes(recipe.processes)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     machine = helpers.choose_machine(precision=recipe.precision)
@@ -150,8 +117,10 @@ def train(recipe: Recipe, resume: bool) -> None:
         size = helpers.memory_bill(config, method="full", length=1).total_parameters
         backbone = "data/language_model" if size < SMALL else "open model"
         backbone = backbone if recipe.language_model == "auto" else recipe.language_model
+    else:
+        find_model(recipe.encoder)
     recipe = settle(recipe, size)
-    check_launch(recipe, machine, config)
+    check_bill(recipe, machine, config)
     columns = {"text_column": recipe.text_column, "label_column": recipe.label_column, "seed": recipe.seed}
     if recipe.on == "docstrings":
         data = helpers.load_docstrings(recipe.style, recipe.code)
@@ -179,8 +148,8 @@ def train(recipe: Recipe, resume: bool) -> None:
     settings.distributed_state.wait_for_everyone()  # all have looked at what is deleted now
     for path in skipped if RANK == 0 else ():
         shutil.rmtree(path)
-    used = {"processes": WORLD, "rate": recipe.rate, "steps": recipe.steps, "batch": recipe.batch}
-    used |= {"length": recipe.length} if recipe.technique == "prompt_tuning" else {"targets": recipe.targets}
+    shape = {"prompt_tuning": ["length"], "full_fine_tuning": []}.get(recipe.technique, ["targets", "rank"])
+    used = {key: getattr(recipe, key) for key in (*shape, "rate", "steps", "batch", "gathered")} | {"processes": WORLD}
     with board.run(recipe.technique, recipe.name, **used) as run:
         model, words, rows, collator = build(recipe, machine, data, size)
         about |= {"weights at the start": helpers.fingerprint(model)}
@@ -190,9 +159,10 @@ def train(recipe: Recipe, resume: bool) -> None:
         if recipe.technique == "qlora" and size > LARGE and not FSDP and not ZERO:  # not paged: that cannot be saved
             from bitsandbytes.optim import AdamW8bit as optimizer
         decay = 0.0 if recipe.technique == "prompt_tuning" else 0.01
-        making = lambda model: optimizer(parameter_groups(model, recipe.rate, 1e-2, 1.0), weight_decay=decay)
         options = {"model": model, "args": settings, "train_dataset": rows, "data_collator": collator}
-        trainer = Resumable(recipe=recipe, make_optimizer=making, about=about, **options)
+        trainer = Resumable(
+            recipe=recipe, make_optimizer=partial(optimizer, weight_decay=decay), about=about, **options
+        )
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         run.losses = trainer.losses()
@@ -231,21 +201,6 @@ def finish(recipe: Recipe, run: helpers.scoreboard.Run, words: Any, collator: Ca
     with writing(str(board.results)):
         board.save(quiet=True)
     print(run)
-
-
-def save_whole(model: nn.Module, words: Any, folder: Path) -> None:
-    """A fully trained model; like an adapter it appears complete or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as draft:
-        new = Path(draft, "new")
-        words.save_pretrained(new)
-        if isinstance(model, transformers.PreTrainedModel):
-            model.save_pretrained(new)
-        else:
-            save_model(model, str(new / "model.safetensors"))
-        if folder.exists():
-            os.replace(folder, f"{draft}/old")
-        os.replace(new, folder)
 
 
 def main(arguments: list[str] | None = None) -> int:

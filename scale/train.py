@@ -166,6 +166,8 @@ def train(recipe: Recipe, resume: bool) -> None:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         run.losses = trainer.losses()
+        held = (getattr(p, "to_local", lambda p=p: p)().numel() for p in trainer.model.parameters())
+        board.note("numbers in this process", sum(held))
         if FSDP or ZERO:
             state = trainer.accelerator.get_state_dict(trainer.model)
             model = build(recipe, machine, data, size)[0] if RANK == 0 else None

@@ -8,6 +8,7 @@ import importlib
 import io
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -42,8 +43,9 @@ def patch(last=None, full=None, double=False):
     """What is done to a run before it starts.
 
     Args:
-        last: name of a function, number of the call, and "before", "after" or "half" of a file: a SIGKILL then.
-        full: the number of the checkpoint from whose beginning on no file may grow above 4 KiB.
+        last: name of a function, number of its call, and a SIGKILL "before" it, "after" it, or after it with "half" of
+            the file that it wrote.
+        full: name of a function and number of the call from which on no file grows above 4 KiB, as on a full disk.
         double: compute in 64 bits.
     """
     import torch
@@ -52,44 +54,43 @@ def patch(last=None, full=None, double=False):
 
     if last:
         name, number, when = last
-        owner, _, function = name.rpartition(".")
-        module, *inner = owner.split(".")
-        owner = importlib.import_module(module)
-        for part in inner:
-            owner = getattr(owner, part)
-        original, calls = getattr(owner, function), []
-
-        def patched(*args, **options):
-            calls.append(args)
-            if len(calls) == number and when == "before":
-                os.kill(os.getpid(), signal.SIGKILL)
-            found = original(*args, **options)
-            if len(calls) == number:
-                if when == "half":
-                    path = Path(args[1] if name == "torch.save" else args[0])
-                    path = path if path.is_file() else max(path.iterdir(), key=lambda file: file.stat().st_size)
-                    os.truncate(path, path.stat().st_size // 2)
-                os.kill(os.getpid(), signal.SIGKILL)
-            return found
-
-        setattr(owner, function, patched)
+        wrap(name, number, lambda: die() if when == "before" else None, lambda *told: end(when, *told))
     if full:
-        import resource
-
-        import checkpoints
-
-        save, saves = checkpoints.Resumable._save_checkpoint, []
-
-        def limited(*args):
-            saves.append(args)
-            if len(saves) == full:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-            save(*args)
-
-        checkpoints.Resumable._save_checkpoint = limited
+        wrap(*full, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)))
     if double:
         load = helpers.load_language_model
-        helpers.load_language_model = lambda *args, **options: load(*args, **options | {"dtype": torch.float64})
+        helpers.load_language_model = lambda *told, **options: load(*told, **options | {"dtype": torch.float64})
+
+
+def wrap(name, number, before, after=lambda *_: None):
+    """Call `before` and `after` around one call of a function, such as `torch.save`."""
+    module, *inner = name.split(".")
+    owner = importlib.import_module(module)
+    for part in inner[:-1]:
+        owner = getattr(owner, part)
+    original, calls = getattr(owner, inner[-1]), []
+
+    def wrapped(*told, **options):
+        calls.append(told)
+        if len(calls) == number:
+            before()
+        found = original(*told, **options)
+        if len(calls) == number:
+            after(*told)
+        return found
+
+    setattr(owner, inner[-1], wrapped)
+
+
+def end(when, *told):
+    if when == "half":
+        path = next(Path(part) for part in told[::-1] if isinstance(part, str | Path))
+        os.truncate(path, path.stat().st_size // 2)
+    die()
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def work(job, rank, port, out):

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,19 @@ HEAD_RATE = 1e-2  # of `fit`
 
 
 def seal(folder: Path, about: dict) -> None:
-    """Make a checkpoint count: write the size and hash of every file in one step, then delete all but the last two."""
+    """Make a checkpoint count: write the size and hash of every file in one step, then delete what is older."""
     files = {str(path.relative_to(folder)): describe(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     draft = folder / f"{MANIFEST}.draft"
     draft.write_text(json.dumps({"about": about, "files": files}, indent=1) + "\n", encoding="utf-8")
     os.replace(draft, folder / MANIFEST)
-    kept = [path for path in checkpoints(folder.parent) if (path / MANIFEST).exists()][:2]
-    for path in checkpoints(folder.parent):
-        if path not in kept:
+    tidy(folder.parent)
+
+
+def tidy(folder: Path, skipped: Sequence[Path] = ()) -> None:
+    """Delete the checkpoints that were skipped, and all but the last two of the others."""
+    sealed = [path for path in checkpoints(folder) if (path / MANIFEST).exists() and path not in skipped]
+    for path in checkpoints(folder):
+        if path not in sealed[:2]:
             shutil.rmtree(path)
 
 
@@ -144,6 +149,8 @@ class Resumable(transformers.Trainer):
 
     def _save_checkpoint(self, *args: Any) -> None:
         folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+        if self.state.global_step >= self.state.max_steps:  # resumed at its end, Trainer takes a step more
+            return
         with writing(str(folder)):
             super()._save_checkpoint(*args)
             self.accelerator.wait_for_everyone()  # rank 0 seals what all have written

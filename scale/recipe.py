@@ -78,6 +78,7 @@ def read_recipe(path: Path) -> Recipe:
     known = {field.name: field for field in fields(Recipe)}
     if not isinstance(given, dict) or "name" not in given:
         raise DataError(f"{path}: expected lines `key: value`, a `name` among them. Keys: {', '.join(known)}.")
+    given = {"on" if key is True else key: value for key, value in given.items()}  # YAML 1.1 takes `on` for true
     for key, value in given.items():
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
@@ -120,9 +121,9 @@ def check_processes(wanted: int) -> None:
     """Refuse another number of processes than asked for."""
     if wanted not in (0, WORLD):
         raise ParameterError(
-            f"processes={wanted}, but {WORLD} run. Start it with `torchrun --nproc_per_node {wanted} scale/train.py ...` "
-            f"or `accelerate launch --multi_gpu --num_processes {wanted} scale/train.py ...`; without cards the same with "
-            f"ACCELERATE_USE_CPU=true before it (`accelerate launch --cpu` starts one process, whatever it is told)."
+            f"processes={wanted}, but {WORLD} run. Start `torchrun --nproc_per_node {wanted} scale/train.py ...` "
+            f"or `accelerate launch --multi_gpu --num_processes {wanted} scale/train.py ...`; without cards after "
+            f"ACCELERATE_USE_CPU=true (`accelerate launch --cpu` starts one process, whatever it is told)."
         )
 
 

@@ -8,7 +8,6 @@ The recipe has the notebooks' parameters. Data, model, PEFT's calls and the sett
 
 import argparse
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -30,7 +29,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 from transformers.trainer_utils import SaveStrategy
 
-from checkpoints import Resumable, find_checkpoint, refuse_another_run, save_whole, writing
+from checkpoints import Resumable, find_checkpoint, refuse_another_run, save_whole, tidy, writing
 from helpers.adapters import check_prompt, query_value
 from helpers.errors import DeviceError, TutorialError
 from helpers.hub import find_model
@@ -146,8 +145,8 @@ def train(recipe: Recipe, resume: bool) -> None:
     if FSDP and machine.device == "cpu":  # accelerate shards on cards only, PyTorch on the CPU as well
         settings.distributed_state.distributed_type = DistributedType.MULTI_GPU
     settings.distributed_state.wait_for_everyone()  # all have looked at what is deleted now
-    for path in skipped if RANK == 0 else ():
-        shutil.rmtree(path)
+    if RANK == 0:
+        tidy(folder, skipped)
     shape = {"prompt_tuning": ["length"], "full_fine_tuning": []}.get(recipe.technique, ["targets", "rank"])
     used = {key: getattr(recipe, key) for key in (*shape, "rate", "steps", "batch", "gathered")} | {"processes": WORLD}
     with board.run(recipe.technique, recipe.name, **used) as run:

@@ -34,6 +34,7 @@ from .waiting import progress
 GIB = 2**30
 METHODS = ("full", "lora", "qlora")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHARDINGS = ("none", "full")
 OPTIMIZERS = ("adamw", "adamw_32bit", "adamw_8bit", "paged_adamw_8bit")
 OPTIMIZER_BLOCK = 256  # bitsandbytes: one 32-bit scale for so many 8-bit values
 SMALLEST_8BIT = 4096  # bitsandbytes: smaller tensors keep 32-bit state
@@ -73,11 +74,12 @@ RESERVE_GIB = 1.0
 
 @dataclass(frozen=True)
 class MemoryBill:
-    """Bytes of one training step by part, and what they belong to.
+    """Bytes of one training step on each card by part, and what they belong to.
 
     `weights` includes quantised ones without their `constants`. `activations` is what is kept from
     the forward for the backward pass, without the `logits` and their 32-bit copies. With gradient
-    checkpointing it holds the inputs of all blocks and the inside of the largest one.
+    checkpointing it holds the inputs of all blocks and the inside of the largest one. `buffers` is what
+    only several cards need: gradients on their way, and weights gathered from the other cards.
     """
 
     weights: int
@@ -90,14 +92,17 @@ class MemoryBill:
     paged: bool
     trainable_parameters: int
     total_parameters: int
+    buffers: int = 0
+    sharded: bool = False
 
     @property
     def total(self) -> int:
         return sum(self.parts().values())
 
     def parts(self) -> dict[str, int]:
-        """Bytes by part, in the order in which a training run allocates them."""
-        names = "weights", "constants", "adapters", "gradients", "optimizer_state", "activations", "logits"
+        """Bytes by part, in the order in which a training run allocates them; buffers only where there are any."""
+        names = ["weights", "constants", "adapters", "gradients", "optimizer_state", "activations", "logits"]
+        names += ["buffers"] if self.buffers else []
         return {name.replace("optimizer_", "optimiser "): getattr(self, name) for name in names}
 
     def needs(self) -> int:
@@ -122,6 +127,8 @@ def memory_bill(
     double_quantization: bool = True,
     optimizer: str = "adamw",
     gradient_checkpointing: bool = False,
+    processes: int = 1,
+    sharding: str = "none",
 ) -> MemoryBill:
     """Memory of one training step of a causal language model, by part, without building the model.
 
@@ -130,8 +137,8 @@ def memory_bill(
         method: "full" (all weights in `precision`, and gradients in the same type), "lora" (frozen
             weights in `precision`, adapters in float32), or "qlora" (linear layers of the blocks in
             4 bits, the rest in float32 as `prepare_model_for_kbit_training` leaves it).
-        batch, length: texts in a batch, and tokens in each, padded ones included (with a mask, as a
-            batch of texts of several lengths has).
+        batch, length: texts in a batch of one process, and tokens in each, padded ones included (with a
+            mask, as a batch of texts of several lengths has).
         rank, targets: of LoRA; targets are ends of module names, or "all-linear".
         precision: "float32", "bfloat16" or "float16": the type that matrix products run in
             (`torch.autocast` around the step, as `Trainer` does).
@@ -139,11 +146,17 @@ def memory_bill(
         optimizer: "adamw" (PyTorch's, state in the type of the weights), "adamw_32bit",
             "adamw_8bit" or "paged_adamw_8bit" (bitsandbytes').
         gradient_checkpointing: keep the input of each block only.
+        processes: one on each card; the bill is that of one card.
+        sharding: "none" (all of it on each card, with PyTorch's DDP if there are several) or "full"
+            (FSDP2 as accelerate sets it up: each card keeps its part of every weight, gradient and
+            state, trained weights in float32; the constants of 4-bit weights stay whole, and
+            `bnb_4bit_quant_storage` must be the type of `precision`, or the weights do too).
 
     Not in it: temporary tensors, and what the CUDA context takes; see `RESERVE_GIB`.
 
     Raises:
-        ParameterError: an unknown name, a number below 1, a length beyond the model's positions.
+        ParameterError: an unknown name, a number below 1, a length beyond the model's positions, sharding
+            over one process, or of bitsandbytes' optimisers, which do not take sharded weights.
         ModelError: the configuration cannot be read or is that of a quantised model.
     """
     for name, value, allowed in (
@@ -151,12 +164,17 @@ def memory_bill(
         ("precision", precision, PRECISIONS),
         ("quantization", quantization, TYPES),
         ("optimizer", optimizer, OPTIMIZERS),
+        ("sharding", sharding, SHARDINGS),
     ):
         if value not in allowed:
             raise ParameterError(f"{name}={value!r}: expected one of {', '.join(allowed)}.")
-    for name, value in (("batch", batch), ("length", length), ("rank", rank)):
+    for name, value in (("batch", batch), ("length", length), ("rank", rank), ("processes", processes)):
         if not isinstance(value, int) or value < 1:
             raise ParameterError(f"{name}={value!r}: expected a whole number from 1.")
+    if sharding == "full" and processes == 1:
+        raise ParameterError("sharding='full', processes=1: one card has nobody to share with. Use sharding='none'.")
+    if sharding == "full" and optimizer != "adamw":
+        raise ParameterError(f"sharding='full', {optimizer=}: bitsandbytes' refuse sharded weights. Use 'adamw'.")
     config = _configuration(config)
     if method == "qlora":
         check_kind(config)
@@ -169,8 +187,15 @@ def memory_bill(
     model = _build(type(config), config.to_json_string(), method, compute, rank, chosen, **four_bits)
     packed, constants = _quantized_bytes(model, double_quantization)
     trained = [p for p in model.parameters() if p.requires_grad]
-    trained_bytes = sum(p.nbytes for p in trained)
-    frozen_bytes = sum(p.nbytes for p in model.parameters() if not p.requires_grad and not _is_packed(p))
+    frozen = [p for p in model.parameters() if not p.requires_grad and not _is_packed(p)]
+    if sharding == "full":
+        packed = ceil(packed / processes)
+        trained = [_shard(p, processes, torch.float32) for p in trained]
+        frozen = [_shard(p, processes, p.dtype) for p in frozen]
+        buffers = _gathered(model, compute)
+    trained_bytes, frozen_bytes = (sum(p.nbytes for p in found) for found in (trained, frozen))
+    if sharding == "none":
+        buffers = trained_bytes if processes > 1 else 0  # DDP's buckets: a copy of all gradients
     adapters = 0 if method == "full" else trained_bytes
     count = count_parameters(model)
     plain, checkpointed, logits = _kept(model, batch, length, compute)
@@ -185,6 +210,8 @@ def memory_bill(
         paged=optimizer.startswith("paged"),
         trainable_parameters=count.trainable,
         total_parameters=count.total,
+        buffers=buffers,
+        sharded=sharding == "full",
     )
 
 
@@ -195,7 +222,8 @@ def require_fit(bill: MemoryBill, card_gib: float) -> None:
         return
     saving = {  # what each remedy could free at most
         "turn on gradient_checkpointing, or use a smaller batch or shorter texts": bill.activations + bill.logits,
-        "use optimizer='paged_adamw_8bit'": 0 if bill.paged else bill.optimizer_state,
+        "use optimizer='paged_adamw_8bit'": 0 if bill.paged or bill.sharded else bill.optimizer_state,
+        "use more cards": bill.weights + bill.gradients + bill.optimizer_state if bill.sharded else 0,
         "use method='qlora'": 0 if bill.constants else bill.weights + bill.gradients + bill.optimizer_state,
         "choose a smaller model": bill.weights if bill.constants else 0,
     }
@@ -307,6 +335,32 @@ def _optimizer_bytes(trained: list[nn.Parameter], optimizer: str) -> int:
             state += 2 * (p.numel() + 4 * ceil(p.numel() / OPTIMIZER_BLOCK))
     eight = optimizer != "adamw_32bit" and any(p.numel() >= SMALLEST_8BIT for p in trained)
     return state + (2 * CODE_TABLE if eight else 0)
+
+
+def _shard(parameter: nn.Parameter, processes: int, dtype: torch.dtype) -> torch.Tensor:
+    """One card's part: rows, as many on each card, so that the last ones may be padding."""
+    rows, *row = parameter.shape
+    return torch.empty(ceil(rows / processes), *row, dtype=dtype, device="meta")
+
+
+def _gathered(model: nn.Module, compute: torch.dtype) -> int:
+    """Bytes of the whole weights, and of their gradients, that FSDP2 holds at once on each card.
+
+    A unit is a block, the embedding, or the output layer. It is there twice, as it arrives and as it is used, or used
+    while the next one arrives; on the way back, so are the gradients of what is trained in a block.
+    """
+
+    def size(unit: nn.Module, kinds: tuple[bool, ...] = (False, True)) -> int:
+        each = ((p.numel(), p.requires_grad, _is_packed(p)) for p in unit.parameters())
+        return sum(ceil(n / 2) if four else n * compute.itemsize for n, trains, four in each if trains in kinds)
+
+    first, last = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = last is None or first.weight is last.weight
+    block, gradients = max((size(block), size(block, (True,))) for block in transformer_blocks(model))
+    ends = max(size(end) for end in (first, last) if end is not None)
+    forward = 2 * max(block, ends) + tied * min(block, ends)  # tied, it stays from the first use to the last
+    backward = max(2 * (block + gradients), 2 * ends + (0 if tied else size(last, (True,))))
+    return max(forward, backward)
 
 
 class _Padded(TorchDispatchMode):

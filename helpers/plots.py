@@ -34,7 +34,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 HATCHES = ("", "//", "..", "xx", "\\\\")
 LINES = ("-", "--", "-.", ":")
 # Of a training step's memory: a part has one colour in every figure.
-PARTS = ("weights", "constants", "adapters", "gradients", "optimiser state", "activations", "logits")
+PARTS = ("weights", "constants", "adapters", "gradients", "optimiser state", "activations", "logits", "buffers")
 FROZEN, TRAINED = "#D9E2EC", "#F6C89F"
 GREY = "#52606D"
 

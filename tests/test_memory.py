@@ -58,7 +58,7 @@ SETTINGS = [
 ]
 
 
-def real_model(config, folder, options):
+def real_model(config, folder, options, storage=torch.uint8):
     """What a training script builds, from random weights on disk."""
     compute = PRECISIONS[options.get("precision", "bfloat16")]
     torch.manual_seed(0)
@@ -70,6 +70,7 @@ def real_model(config, folder, options):
             bnb_4bit_quant_type=options.get("quantization", "nf4"),
             bnb_4bit_use_double_quant=options.get("double_quantization", True),
             bnb_4bit_compute_dtype=compute,
+            bnb_4bit_quant_storage=storage,
         )
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=compute, trust_remote_code=False, **more)
     if options["method"] == "qlora":

@@ -1,11 +1,16 @@
-"""Writes docs/faults.md and docs/architectures.md from what the tests try, and data/drawings/*.svg.
+"""Writes docs/faults.md and docs/architectures.md from what the tests try, the tables of docs/scale.md from memory
+bills, and data/drawings/*.svg.
 
 All of them: `python -m tools.pages`; some: `python -m tools.pages lora qlora`.
 """
 
+import re
 import sys
 import tempfile
 from collections import Counter
+
+from helpers.errors import DeviceError
+from helpers.memory import CARDS, GIB, MemoryBill, memory_bill, require_fit
 
 from . import drawings
 from .results import ROOT, markdown
@@ -81,7 +86,60 @@ def architectures() -> str:
     return "\n".join(parts)
 
 
-PAGES = {ROOT / "docs" / "faults.md": faults, ROOT / "docs" / "architectures.md": architectures} | drawings.PAGES
+METHODS = {"full": "all weights", "lora": "LoRA", "qlora": "QLoRA"}
+MODELS = {"7B": "Llama-2-7B", "13B": "Llama-2-13B", "70B": "Llama-2-70B"}
+STEP = {"rank": 16, "length": 512, "gradient_checkpointing": True}
+SETUPS = {"one card": (1, "none"), "DDP, any number": (2, "none")}
+SETUPS |= {f"FSDP, {number}": (number, "full") for number in (2, 4, 8)}
+
+
+def scale() -> str:
+    """The page as it is, with its two tables computed again."""
+    memory, traffic = [], []
+    for size, model in MODELS.items():
+        for method, called in METHODS.items():
+            bills = [memory_bill(model, method=method, processes=n, sharding=s, **STEP) for n, s in SETUPS.values()]
+            memory.append([size, called, *(f"{bill.needs() / GIB:.1f}, {_smallest(bill)}" for bill in bills)])
+            sent = (moved(bills[0], 8, sharded) / GIB for sharded in (False, True))
+            traffic.append([size, called, *(f"{gib:.2f}" for gib in sent)])
+    tables = {"memory": markdown(["model", "trained", *SETUPS], memory)}
+    tables["traffic"] = markdown(["model", "trained", "DDP", "FSDP"], traffic)
+    text = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    for name, table in tables.items():
+        text = re.sub(f"(<!-- {name} -->\n\n).*?(\n<!-- end -->)", rf"\g<1>{table}\g<2>", text, flags=re.DOTALL)
+    return text
+
+
+def _smallest(bill: MemoryBill) -> str:
+    """The smallest card that it fits, as it is called without its memory; PyTorch has given up the P100."""
+    for name, gib in sorted(CARDS.items(), key=lambda card: card[1]):
+        try:
+            require_fit(bill, gib)
+        except DeviceError:
+            continue
+        if "P100" not in name:
+            return name.removesuffix(" GB")
+    return "none"
+
+
+def moved(bill: MemoryBill, cards: int, sharded: bool, itemsize: int = 2) -> float:
+    """Bytes that each card sends in a step, round a ring; `bill` is of one card, `itemsize` of the compute type.
+
+    DDP sums the gradients and hands the sum round. FSDP gathers all weights on the way there and once more on the
+    way back, and scatters the gradients of what is trained.
+    """
+    passed = (cards - 1) / cards
+    if not sharded:
+        return 2 * passed * bill.gradients
+    adapters = bill.trainable_parameters if bill.adapters else 0
+    base = bill.total_parameters - adapters
+    # Over four bits half a byte a number, and the rest, which the bill has in 32 bits, in the compute type.
+    rest = (bill.weights - base / 2) / 3.5 if bill.constants else base
+    weights = (base - rest) / 2 + itemsize * (rest + adapters)
+    return passed * (2 * weights + itemsize * bill.trainable_parameters)
+
+
+PAGES = {ROOT / "docs" / f"{page.__name__}.md": page for page in (faults, architectures, scale)} | drawings.PAGES
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT / "tests"))

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 from matplotlib.figure import Figure
 from sklearn.metrics import f1_score
 from torch import nn
@@ -203,6 +204,7 @@ class Scoreboard:
         check_numbers(backbone, seed=seed, **numbers)
         self.notebook, self.task, self.backbone = notebook, task, backbone
         self.seed, self.machine = seed, machine
+        self.results_dir = results_dir
         self.results = (DATA.parent if (DATA.parent / "notebooks").is_dir() else Path.cwd()) / results_dir
         self.step_loss: Callable[[nn.Module], torch.Tensor] | None = None
         self.records: list[dict[str, Any]] = []
@@ -291,6 +293,19 @@ class Scoreboard:
     def figure(self) -> Figure:
         """The scoreboard as a figure."""
         return plots.scoreboard(self.table())
+
+    def recipe(self, config: str, **keys: Any) -> str:
+        """Write numbers of the notebook, under its parameters' names, to recipes/<notebook>.yaml for `scale/train.py`.
+
+        Returns the file's text, and the line that starts it with one of accelerate's configurations in scale/.
+        """
+        path = self.results / "recipes" / f"{self.notebook}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        keys = {"name": self.notebook, "results_dir": self.results_dir, "seed": self.seed} | keys
+        path.write_text(yaml.safe_dump(keys, sort_keys=False), encoding="utf-8")
+        shown = path.relative_to(DATA.parent) if path.is_relative_to(DATA.parent) else path
+        start = f"accelerate launch --config_file scale/{config}.yaml --num_processes 8 scale/train.py {shown}"
+        return f"{path.read_text(encoding='utf-8')}\n{start}"
 
     def save(self, *, quiet: bool = False) -> None:
         """Write records and notes, each file in one step, so that a reader never sees half of one."""

@@ -1,10 +1,13 @@
 """What holds for the runs of all notebooks: your own data, one scoreboard, and no secret in what they leave."""
 
 import os
+import subprocess
+import sys
 
 import nbformat
 import pytest
-from conftest import EVERY_PAIR, LONG, NAMES, OWN_FILE_ALONE, RUNS
+from conftest import AT_A_TIME, EVERY_PAIR, LONG, NAMES, OWN_FILE_ALONE, RUNS
+from safetensors.torch import load_file
 
 from helpers.scoreboard import TECHNIQUES, table_of
 from tools.run import ROOT
@@ -28,6 +31,19 @@ def test_your_own_file_code_and_models_work_unedited(started, run, classifiers):
     assert judged == ["own"] * classifiers
     written = {record["task"] for record in records if record["metric"] == "form"}
     assert written == {"docstrings of rich, google style", "docstrings of rich, numpy style"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("run", "notebook"), [("own_second", "02_lora"), ("own_third", "03_qlora")])
+def test_the_recipe_that_a_notebook_wrote_runs_as_it_is(started, run, notebook):
+    """And it gives the adapter that the notebook trained."""
+    folder = started[run].result().folder
+    recipe = folder / "recipes" / f"{notebook}.yaml"
+    threads = {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // AT_A_TIME))}  # as the notebook had
+    subprocess.run([sys.executable, "scale/train.py", recipe], cwd=ROOT, env=os.environ | threads, check=True)
+    adapters = [folder / "adapters" / name for name in (f"{notebook}/google", f"scale_{notebook}")]
+    theirs, ours = (load_file(adapter / "adapter_model.safetensors") for adapter in adapters)
+    assert theirs.keys() == ours.keys() and all(theirs[name].equal(ours[name]) for name in theirs)
 
 
 def test_every_notebook_says_what_it_found_about_its_technique(every):

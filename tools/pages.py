@@ -4,7 +4,6 @@ bills, and data/drawings/*.svg.
 All of them: `python -m tools.pages`; some: `python -m tools.pages lora qlora`.
 """
 
-import re
 import sys
 import tempfile
 from collections import Counter
@@ -90,6 +89,7 @@ METHODS = {"full": "all weights", "lora": "LoRA", "qlora": "QLoRA"}
 MODELS = {"7B": "Llama-2-7B", "13B": "Llama-2-13B", "70B": "Llama-2-70B"}
 STEP = {"rank": 16, "length": 512, "gradient_checkpointing": True}
 SETUPS = {"one card": (1, "none"), "DDP, any number": (2, "none")}
+END = "\n<!-- end -->"  # of a table
 SETUPS |= {f"FSDP, {number}": (number, "full") for number in (2, 4, 8)}
 
 
@@ -106,7 +106,8 @@ def scale() -> str:
     tables["traffic"] = markdown(["model", "trained", "DDP", "FSDP"], traffic)
     text = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
     for name, table in tables.items():
-        text = re.sub(f"(<!-- {name} -->\n\n).*?(\n<!-- end -->)", rf"\g<1>{table}\g<2>", text, flags=re.DOTALL)
+        before, mark, rest = text.partition(f"<!-- {name} -->\n\n")
+        text = f"{before}{mark}{table}{''.join(rest.partition(END)[1:])}"
     return text
 
 

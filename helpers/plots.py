@@ -295,7 +295,7 @@ def curves(losses: Mapping[str, Sequence[float]], *, title: str = "", ax: Axes |
     for number, (name, values) in enumerate(losses.items()):
         means = pd.Series(values, dtype=float).rolling(10, 1).mean()
         ax.plot(means, label=name, color=COLOURS[number % len(COLOURS)], linestyle=LINES[number % len(LINES)])
-    ax.set(xlabel="training step", ylabel="loss (nats, mean of 10 steps)", title=title, ylim=(0, None))
+    ax.set(xlabel="training step", ylabel="loss (nats, mean of 10 steps)", title=title)
     ax.grid(alpha=0.3)
     ax.legend(frameon=False)
     return ax

@@ -13,6 +13,7 @@ import yaml
 
 import helpers
 from helpers.errors import DataError, ParameterError
+from helpers.machine import Machine
 from helpers.memory import require_fit
 
 CHOICES = {
@@ -127,14 +128,18 @@ def check_processes(wanted: int) -> None:
         )
 
 
-def check_bill(recipe: Recipe, machine: helpers.machine.Machine, config: transformers.PreTrainedConfig) -> None:
+def check_bill(recipe: Recipe, machine: Machine, config: transformers.PreTrainedConfig, size: float) -> None:
     """Refuse a model that does not fit on each card."""
     if not recipe.card_gib:
         return
     if recipe.on == "topics" or recipe.technique == "prompt_tuning":
         raise ParameterError("card_gib: only LoRA, QLoRA and full fine-tuning on docstrings have a bill. Say 0.")
+    large, sharded = size > LARGE, (FSDP or ZERO) and WORLD > 1
     how = {"method": recipe.technique.replace("_fine_tuning", ""), "batch": recipe.batch, "length": 128}
-    how |= {"rank": recipe.rank, "precision": str(machine.precision).removeprefix("torch.")}
+    how |= {"rank": recipe.rank, "gradient_checkpointing": large, "precision": "float32"}
+    if how["method"] == "qlora" or (large and how["method"] == "lora"):  # the others keep their weights in 32 bits
+        how["precision"] = str(machine.precision).removeprefix("torch.")
+    how |= {"optimizer": "adamw_8bit"} if how["method"] == "qlora" and large and not sharded else {}
     if "processes" in inspect.signature(helpers.memory_bill).parameters:
-        how |= {"processes": WORLD, "sharding": "full" if FSDP or ZERO else "none"}
+        how |= {"processes": WORLD, "sharding": "full" if sharded else "none"}
     require_fit(helpers.memory_bill(config, **how), recipe.card_gib)

@@ -33,6 +33,7 @@ from checkpoints import Resumable, find_checkpoint, refuse_another_run, save_who
 from helpers.adapters import check_prompt, query_value
 from helpers.errors import DeviceError, TutorialError
 from helpers.hub import find_model
+from helpers.machine import Machine
 from helpers.models import language_model_config
 from helpers.training import trainer_settings
 from recipe import FSDP, LARGE, RANK, SMALL, WORLD, ZERO, Recipe, check_bill, check_processes, read_recipe, settle
@@ -42,7 +43,7 @@ FREE = ("processes", "save_every", "card_gib", "score", "results_dir")  # what a
 # ---------------------------------------------------------------- as the notebooks make it
 
 
-def build(recipe: Recipe, machine: helpers.machine.Machine, data: Any, size: float) -> tuple:
+def build(recipe: Recipe, machine: Machine, data: Any, size: float) -> tuple:
     """Model, tokenizer, rows and collator as the training cell of notebook 2, 3 or 4 makes them."""
     saving, dtype = size > LARGE, torch.float32
     if saving and recipe.technique != "full_fine_tuning":
@@ -119,7 +120,7 @@ def train(recipe: Recipe, resume: bool) -> None:
     else:
         find_model(recipe.encoder)
     recipe = settle(recipe, size)
-    check_bill(recipe, machine, config)
+    check_bill(recipe, machine, config, size)
     columns = {"text_column": recipe.text_column, "label_column": recipe.label_column, "seed": recipe.seed}
     if recipe.on == "docstrings":
         data = helpers.load_docstrings(recipe.style, recipe.code)

@@ -1,7 +1,6 @@
 """Reads a recipe, and refuses what cannot work before anything is loaded."""
 
 import difflib
-import inspect
 import math
 import os
 import re
@@ -140,6 +139,5 @@ def check_bill(recipe: Recipe, machine: Machine, config: transformers.PreTrained
     if how["method"] == "qlora" or (large and how["method"] == "lora"):  # the others keep their weights in 32 bits
         how["precision"] = str(machine.precision).removeprefix("torch.")
     how |= {"optimizer": "adamw_8bit"} if how["method"] == "qlora" and large and not sharded else {}
-    if "processes" in inspect.signature(helpers.memory_bill).parameters:
-        how |= {"processes": WORLD, "sharding": "full" if sharded else "none"}
+    how |= {"processes": WORLD, "sharding": "full" if sharded else "none"}
     require_fit(helpers.memory_bill(config, **how), recipe.card_gib)

@@ -17,6 +17,7 @@ from accelerate.commands.launch import launch_command_parser
 from conftest import LONG
 from forks import ROOT, Runs
 from safetensors.torch import load_file
+from transformers import BitsAndBytesConfig
 
 import helpers
 from benchmarks.ours import execute
@@ -218,19 +219,24 @@ def test_one_rank_killed_ends_all_and_resumed_they_end_with_the_same_weights(her
     assert difference(weights(here, "killed"), of_two) == 0.0
 
 
-def test_fsdp_shards_trains_and_leaves_an_adapter_that_loads(here, runs):
-    keys = {"processes": 2, "batch": 4, "language_model": "auto", "steps": 3, "save_every": 0}
+@pytest.mark.parametrize("technique", ["lora", "qlora"])
+def test_fsdp_shards_trains_and_leaves_an_adapter_that_loads(here, runs, technique):
+    keys = {"technique": technique, "processes": 2, "batch": 4, "language_model": "auto", "steps": 3, "save_every": 0}
     run(runs, here, "unsharded", world=2, **keys)
-    job = launch(here, f"accelerate.commands.launch --config_file {SCALE / 'fsdp_lora.yaml'}", "sharded", **keys)
+    config = SCALE / f"fsdp_{technique}.yaml"
+    job = launch(here, f"accelerate.commands.launch --config_file {config}", "sharded", **keys)
     said = job.communicate(timeout=180)[0]
     assert job.returncode == 0, said
     held = {
         name: json.loads((here / "notes" / f"scale_{name}.json").read_text(encoding="utf-8"))["numbers in this process"]
         for name in ("sharded", "unsharded")
     }
-    assert held["sharded"] == held["unsharded"] // 2
+    # Packed 4-bit weights are stored as if they were of 32 bits: a quarter of the numbers, of as many bytes.
+    assert held["sharded"] == held["unsharded"] // 2 if technique == "lora" else held["sharded"] < held["unsharded"] / 2
     assert difference(weights(here, "sharded"), weights(here, "unsharded")) < 1e-6
-    writer, words = helpers.load_language_model(quiet=True)  # as notebook 2 loads it
+    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    options = {"quantization": four_bits} if technique == "qlora" else {}
+    writer, words = helpers.load_language_model(quiet=True, **options)  # as notebooks 2 and 3 load it
     model = helpers.load_adapter(writer, here / "adapters" / "scale_sharded")
     replies = helpers.generate(
         model, words, ["def scale(image, size):\n"] * 2, machine=helpers.choose_machine(device="cpu")

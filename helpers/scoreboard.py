@@ -254,7 +254,9 @@ class Scoreboard:
         rows = rows[rows["backbone"].ne(ENCODER) | (self.backbone == ENCODER)]  # another encoder, another story
         # Docstrings of installed packages differ with the packages, a little; their name does not.
         of_task = {"task_fingerprint": task.fingerprint} if isinstance(task, Task) else {"task": task.name}
-        return only(rows, of_task | columns)
+        rows = only(rows, of_task | columns)
+        ours = rows["notebook"].eq(self.notebook)
+        return rows[ours | ~rows["variant"].isin(rows.loc[ours, "variant"])]  # no namesakes of other notebooks
 
     def lines(
         self,
@@ -424,20 +426,22 @@ def _chosen(live: pd.DataFrame, past: pd.DataFrame, columns: dict[str, tuple[str
     if len(live):
         past = past[past["backbone"].isin({*live["backbone"], "none"})]  # another model is another board
     judged: dict[Any, float] = {}
+    which = ["notebook", "variant"]  # two notebooks may give one name to other settings
     for rows in (past, live):  # a value of today replaces the recorded one
-        judged |= rows[rows["split"] == "validation"].groupby(["technique", "variant"])["value"].mean().to_dict()
+        judged |= rows[rows["split"] == "validation"].groupby(["technique", *which])["value"].mean().to_dict()
     found = {}
     for rows, mark in ((past, " (recorded)"), (live, "")):
         for technique, runs in rows.groupby("technique"):
-            variants = runs.loc[runs["split"] == "test", "variant"].unique()
-            if not len(variants):
+            variants = dict(list(runs.groupby(which)))
+            tested = [name for name, some in variants.items() if some["split"].eq("test").any()]
+            if not tested:
                 continue
-            best = max(variants, key=lambda variant: judged.get((technique, variant), -1.0))
-            runs = runs[runs["variant"] == best]
+            best = max(tested, key=lambda name: judged.get((technique, *name), -1.0))
+            runs = variants[best]
             means = 100 * runs.groupby(["metric", "split"])["value"].mean()
             cells = {column: round(means[key], 1) for column, key in columns.items() if key in means}
             trained = plots.short(int(runs["trainable_parameters"].max()))
-            found[technique] = cells | {"trained": trained, "variant": f"{best}{mark}"}
+            found[technique] = cells | {"trained": trained, "variant": f"{best[1]}{mark}"}
     return found
 
 

@@ -23,6 +23,7 @@ matplotlib.use("Agg")
 TASK = load_task(train_examples=96)
 MACHINE = choose_machine(device="cpu", precision="float32")
 TRUTH = np.array(TASK.targets("test"))
+GOOGLE = "docstrings, google style"
 
 
 @pytest.fixture
@@ -138,9 +139,11 @@ def test_the_table_takes_what_validation_prefers_and_says_what_was_not_run(board
     assert (table.drop("LoRA")["variant"] == "not run").all()
 
 
-def kept(board, variant, technique="lora", task="docstrings, google style", trained=7, backbone="writer", **values):
+def kept(
+    board, variant, technique="lora", *, task=GOOGLE, trained=7, backbone="writer", notebook="note", **values
+):  # fmt: skip
     """Records of docstrings: `test=(form, names)`, `validation=(form, names)`."""
-    about = {"notebook": "note", "technique": technique, "variant": variant, "settings": {"train_examples": 5}}
+    about = {"notebook": notebook, "technique": technique, "variant": variant, "settings": {"train_examples": 5}}
     about |= {"backbone": backbone, "task": task, "task_fingerprint": task, "seed": 0, "device": "cpu", "versions": {}}
     costs = {"trainable_parameters": trained, "total_parameters": 9, "adapter_bytes": 28, "train_seconds": 1.0}
     for split, pair in values.items():
@@ -185,6 +188,16 @@ def test_what_was_recorded_is_marked_and_helps_to_choose(board, tmp_path):
     assert table.loc["prefix tuning", "variant"] == "not run"
     kept(board, "b", validation=(1.0, 1.0))  # a value of today goes before the recorded one
     assert board.table().loc["LoRA", "variant"] == "b"
+
+
+def test_one_name_in_two_notebooks_is_two_runs(board, tmp_path):
+    kept(board, "LoRA", test=(0.9, 0.6), validation=(0.9, 0.6))
+    kept(board, "LoRA", test=(0.7, 0.2), validation=(0.7, 0.2), notebook="another")
+    kept(board, "only there", test=(0.1, 0.1), notebook="another")
+    record_what_was_kept(board, tmp_path)
+    found = board.recorded(task=SimpleNamespace(name=GOOGLE), split="test", metric="names")
+    assert found.set_index("variant")["value"].to_dict() == {"LoRA": 0.6, "only there": 0.1}
+    assert table_of(tmp_path).loc["LoRA", "names"] == 60
 
 
 def test_docstrings_of_your_code_are_not_mixed_with_those_of_packages(board, tmp_path):

@@ -17,8 +17,8 @@ LIMITS = ["row", "limit", "at the limit, s", "ours, s", "share, %", "where it go
 PAGE = """\
 # Speed
 
-Recorded by `{command}`, {date}, on {hardware}. Each measurement is a process of its own, ours and theirs by turns, on
-all cores, with `OMP_WAIT_POLICY=PASSIVE`. Ours are the cells of the notebooks; theirs run in an environment of their
+Recorded by `{command}`, {date}, on {hardware}. Each measurement is a
+process of its own, ours and theirs by turns, on all cores, with `OMP_WAIT_POLICY=PASSIVE`. Ours are the cells of the notebooks; theirs run in an environment of their
 own, with the same versions, on the same texts, with as many steps. Ours stands before the slash, theirs behind it.
 Seconds are medians, from the texts to the trained model or to the answers, without imports. Times as fast: theirs over
 ours, with the smallest and largest of the pairs. Memory is the peak of the process meanwhile, in brackets how much was
@@ -106,7 +106,7 @@ def draw(runs, path):
             xs, ys = np.array(points).T
             ax.loglog(xs, ys / ys[0], look, label=cost)
         ax.loglog(xs, xs / xs[0], ":", color="black", label="in proportion")
-        ax.set(xlabel=one.side, ylabel="times the smallest")
+        ax.set(xlabel={"width": "million parameters"}.get(one.side, one.side), ylabel="times the smallest")
         ax.legend(fontsize=8)
     figure.savefig(path, dpi=90)
     plt.close(figure)

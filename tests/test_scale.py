@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 
 import psutil
 import pytest
@@ -482,6 +484,14 @@ def test_the_shipped_recipe_is_that_of_notebook_2():
 
     assert settle(read_recipe(SCALE / "recipe.yaml"), 10e6) == settle(Recipe("lora", save_every=50), 10e6)
     assert len((SCALE / "train.py").read_text(encoding="utf-8").splitlines()) <= 250
+
+
+def test_the_page_names_every_key():
+    from recipe import Recipe
+
+    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    about = page.partition("## The recipe")[2].partition("\n## ")[0]
+    assert {field.name for field in fields(Recipe)} <= set(re.findall(r"`(\w+)`", about))
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,9 @@ def fingerprint(*modules: nn.Module, only_frozen: bool = False) -> str:
 def hash_parameters(named: Iterable[tuple[str, nn.Parameter]]) -> str:
     """SHA-256 over the name, shape, type and bytes of each parameter, in the order given.
 
-    A 4-bit parameter counts with its constants. Beside such, the type of the others is left out:
-    bitsandbytes and PEFT store biases and norms in 16 bits or 32 as they go, with the same values.
+    A 4-bit parameter counts with its constants, and by its bytes: FSDP needs them stored as numbers of
+    another type. Beside such, the type of the others is left out: bitsandbytes and PEFT store biases and
+    norms in 16 bits or 32 as they go, with the same values.
     """
     parameters = list(named)
     constants = (
@@ -90,7 +91,9 @@ def hash_parameters(named: Iterable[tuple[str, nn.Parameter]]) -> str:
     quantized = any(quant_state(p) is not None for _, p in parameters)
     digest = hashlib.sha256()
     for name, tensor in itertools.chain(parameters, constants):
-        if quantized and tensor.is_floating_point():
+        if quant_state(tensor) is not None:
+            tensor = tensor.detach().contiguous().view(torch.uint8).reshape(-1, 1)
+        elif quantized and tensor.is_floating_point():
             tensor = tensor.float()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -66,7 +66,7 @@ def test_each_section_has_one_thing_to_fill_in_and_no_text_is_lost(kit, name):
         heading = (titles or [heading])[0]
         to_fill = cell.id.startswith(("turn-", "fill-")) or (cell.id.startswith("exercise-") and "..." in cell.source)
         found[heading] = found.get(heading, 0) + to_fill
-    taught = {heading for heading in found if re.match(r"##+ (\d+ |Exercise|Which)", heading)}
+    taught = {heading for heading in found if re.match(r"##+ (\d+ |Exercise|Which|From this)", heading)}
     assert {heading for heading, count in found.items() if count} == taught
     assert all(found[heading] == 1 for heading in taught) and len(taught) >= 6
     words = [" ".join(c.source.split()) for c in student.cells if c.cell_type == "markdown" and "turn-" not in c.id]

@@ -43,7 +43,7 @@ def anchors(text):
 
 
 def test_its_first_part_is_one_screen():
-    assert len(README.partition("\n## ")[0].splitlines()) <= 60
+    assert len(README.partition("\n## ")[0].splitlines()) <= 66  # two docstrings before and after have 36
 
 
 def test_every_notebook_has_its_line_with_its_minutes():

@@ -279,8 +279,8 @@ class Scoreboard:
         found: dict[str, dict[Any, list[float]]] = {}
         live = expand(pd.DataFrame(self.records, columns=FIELDS))
         live = live[live["task"] == (task or self.task).name]
-        for rows, mark in ((live, ""), (self.recorded(task=task), " (recorded)")):
-            rows = only(rows, {"split": split, "metric": metric, **fixed})
+        fixed |= {"split": split, "metric": metric}
+        for rows, mark in ((only(live, fixed), ""), (self.recorded(task=task, **fixed), " (recorded)")):
             if x in rows and series in rows:
                 for (name, at), runs in rows.dropna(subset=[x, series]).groupby([series, x], sort=False):
                     name = TECHNIQUES.get(name, name) if series == "technique" else name

@@ -198,6 +198,12 @@ def test_one_name_in_two_notebooks_is_two_runs(board, tmp_path):
     found = board.recorded(task=SimpleNamespace(name=GOOGLE), split="test", metric="names")
     assert found.set_index("variant")["value"].to_dict() == {"LoRA": 0.6, "only there": 0.1}
     assert table_of(tmp_path).loc["LoRA", "names"] == 60
+    kept(board, "LoRA", test=(0.9, 0.6), notebook="another")
+    board.records[-1]["settings"] = board.records[-2]["settings"] = board.records[-3]["settings"] = {"curve": True}
+    (tmp_path / "recorded" / "more.json").write_text(json.dumps(board.records), encoding="utf-8")
+    board.records.clear()
+    points = board.lines(x="notebook", metric="names", task=SimpleNamespace(name=GOOGLE), curve=True)
+    assert points == {"LoRA (recorded)": {"another": [60.0]}}, "of what is asked for this notebook has none"
 
 
 def test_docstrings_of_your_code_are_not_mixed_with_those_of_packages(board, tmp_path):

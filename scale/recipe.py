@@ -32,6 +32,7 @@ RATES = {  # of the notebooks: for small language models, for others; on topics
 }
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 FSDP, ZERO = (os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true" for kind in ("FSDP", "DEEPSPEED"))
+SHARDED = FSDP or ZERO
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def check_bill(recipe: Recipe, machine: Machine, config: transformers.PreTrained
         return
     if recipe.on == "topics" or recipe.technique == "prompt_tuning":
         raise ParameterError("card_gib: only LoRA, QLoRA and full fine-tuning on docstrings have a bill. Say 0.")
-    large, sharded = size > LARGE, (FSDP or ZERO) and WORLD > 1
+    large, sharded = size > LARGE, SHARDED and WORLD > 1
     how = {"method": recipe.technique.replace("_fine_tuning", ""), "batch": recipe.batch, "length": 128}
     how |= {"rank": recipe.rank, "gradient_checkpointing": large, "precision": "float32"}
     if how["method"] == "qlora" or (large and how["method"] == "lora"):  # the others keep their weights in 32 bits

@@ -36,7 +36,7 @@ from helpers.hub import find_model
 from helpers.machine import Machine
 from helpers.models import language_model_config
 from helpers.training import trainer_settings
-from recipe import FSDP, LARGE, RANK, SMALL, WORLD, ZERO, Recipe, check_bill, check_processes, read_recipe, settle
+from recipe import FSDP, LARGE, RANK, SHARDED, SMALL, WORLD, Recipe, check_bill, check_processes, read_recipe, settle
 
 FREE = ("processes", "save_every", "card_gib", "score", "results_dir")  # what a resumed run may have otherwise
 
@@ -48,7 +48,7 @@ def build(recipe: Recipe, machine: Machine, data: Any, size: float) -> tuple:
     saving, dtype = size > LARGE, torch.float32
     if saving and recipe.technique != "full_fine_tuning":
         dtype = machine.precision
-    options = {"device": "cpu" if (FSDP or ZERO) and recipe.technique != "qlora" else machine.device}
+    options = {"device": "cpu" if SHARDED and recipe.technique != "qlora" else machine.device}
     if recipe.technique == "qlora":
         options["quantization"] = transformers.BitsAndBytesConfig(
             load_in_4bit=True,
@@ -71,7 +71,7 @@ def build(recipe: Recipe, machine: Machine, data: Any, size: float) -> tuple:
     model, words = helpers.load_language_model(recipe.language_model, dtype=dtype, quiet=RANK > 0, **options)
     rows, pad = data.rows("train", words), transformers.DataCollatorForSeq2Seq(words)
     flat = transformers.DataCollatorWithFlattening()
-    if not (FSDP or ZERO) and recipe.technique != "prompt_tuning":  # as notebook 2 asserts
+    if not SHARDED and recipe.technique != "prompt_tuning":  # as notebook 2 asserts
         batches = [collator(rows[:8], return_tensors="pt") for collator in (pad, flat)]
         with torch.no_grad():
             losses = [model(**{k: v.to(machine.device) for k, v in b.items()}, use_cache=False).loss for b in batches]
@@ -82,7 +82,7 @@ def build(recipe: Recipe, machine: Machine, data: Any, size: float) -> tuple:
     else:
         torch.manual_seed(recipe.seed)  # the notebooks load before they seed
         model.requires_grad_(recipe.technique == "full_fine_tuning")
-        if saving and not (FSDP or ZERO):  # these have it in their own configuration
+        if saving and not SHARDED:  # these have it in their own configuration
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
     if recipe.technique == "prompt_tuning":
@@ -130,7 +130,7 @@ def train(recipe: Recipe, resume: bool) -> None:
     board = helpers.Scoreboard(f"scale_{recipe.name}", data, backbone=backbone, **keeping)
     folder = board.results / "scale" / recipe.name
     about = {key: value for key, value in asdict(recipe).items() if key not in FREE}
-    about |= {"processes": WORLD, "sharded": FSDP or ZERO, "device": machine.device, "data": data.fingerprint}
+    about |= {"processes": WORLD, "sharded": SHARDED, "device": machine.device, "data": data.fingerprint}
     about |= {"precision": str(machine.precision)}
     checkpoint, skipped = find_checkpoint(folder, resume)
     if checkpoint:
@@ -156,7 +156,7 @@ def train(recipe: Recipe, resume: bool) -> None:
         if checkpoint:
             refuse_another_run(checkpoint, about)
         optimizer = torch.optim.AdamW
-        if recipe.technique == "qlora" and size > LARGE and not FSDP and not ZERO:  # not paged: that cannot be saved
+        if recipe.technique == "qlora" and size > LARGE and not SHARDED:  # not paged: that cannot be saved
             from bitsandbytes.optim import AdamW8bit as optimizer
         decay = 0.0 if recipe.technique == "prompt_tuning" else 0.01
         options = {"model": model, "args": settings, "train_dataset": rows, "data_collator": collator}
@@ -168,7 +168,7 @@ def train(recipe: Recipe, resume: bool) -> None:
         run.losses = trainer.losses()
         held = (getattr(p, "to_local", lambda p=p: p)().numel() for p in trainer.model.parameters())
         board.note("numbers in this process", sum(held))
-        if FSDP or ZERO:
+        if SHARDED:
             state = trainer.accelerator.get_state_dict(trainer.model)
             model = build(recipe, machine, data, size)[0] if RANK == 0 else None
             for name, parameter in model.named_parameters() if model else ():

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from transformers import BitsAndBytesConfig
 
 import helpers
-from benchmarks.ours import execute
+from benchmarks.ours import SETUP, execute
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the runs are forks, which Windows does not have")
 SCALE = ROOT / "scale"
@@ -90,15 +90,11 @@ def run(runs, here, name, *, status=0, resume=False, world=1, patches=None, **ke
 
 # ---------------------------------------------------------------- the same as the notebooks
 
-NOTEBOOKS = {  # cells that come before and after the parameters, and what trains
-    "lora": ("02_lora", "docstrings topics language-model picture trainer-settings fit flat teach[:-1]", ["LoRA"]),
-    "topics": ("02_lora", "topics trainer-settings fit classifier adapt[:-1]", ["LoRA q,v"]),
-    "qlora": ("03_qlora", "board formats load docstrings[:5] teach[:-1]", ["QLoRA", "nf4"]),
-    "prompt_tuning": (
-        "04_prompt_tuning",
-        "board docstrings writer soft-prompt equal allowance start teach",
-        ["soft prompt"],
-    ),
+NOTEBOOKS = {  # which cells of benchmarks.ours.SETUP, and what their training is told
+    "lora": ("lora", ["LoRA"]),
+    "topics": ("topics", ["LoRA q,v"]),
+    "qlora": ("qlora", ["QLoRA", "nf4"]),
+    "prompt_tuning": ("prompt", ["soft prompt"]),
 }
 
 
@@ -107,12 +103,14 @@ def test_one_process_gives_the_weights_of_the_notebooks_cell(here, kind, monkeyp
     import train
 
     monkeypatch.setattr(helpers.docstrings, "PACKAGES", ())
-    notebook, cells, told = NOTEBOOKS[kind]
+    setup, told = NOTEBOOKS[kind]
+    notebook, cells = SETUP[setup]
+    first, _, then = cells.partition(" parameters ")
     own = {"code": str(here / "code.py"), "language_model": str(here / "writer"), "encoder": str(here / "reader")}
     own |= {"steps": 4, "train_examples": 24, "results_dir": str(here / "notebook")}
     own |= {"language_model": "auto"} if kind == "lora" else {}  # once with the real one
-    space = execute({"helpers": helpers}, notebook, "imports", "parameters") | own
-    execute(space, notebook, *cells.split())
+    space = execute({"helpers": helpers}, notebook, first, "parameters") | own
+    execute(space, notebook, *then.split())
     space["board"].step_loss = None
     space |= {"here": {"machine": space["machine"], "seed": space["seed"]}}
     theirs = space["adapt" if kind == "topics" else "teach"](*told)

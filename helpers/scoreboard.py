@@ -446,9 +446,9 @@ def _chosen(live: pd.DataFrame, past: pd.DataFrame, columns: dict[str, tuple[str
 
 
 def _learned(estimator: Any) -> Sequence[np.ndarray]:
-    """Weights and biases of a fitted linear model, also at the end of a pipeline or in a grid search."""
-    while hasattr(estimator, "best_estimator_") or hasattr(estimator, "steps"):
-        estimator = estimator.best_estimator_ if hasattr(estimator, "best_estimator_") else estimator.steps[-1][1]
+    """Weights and biases of a fitted linear model, also at the end of a pipeline."""
+    while hasattr(estimator, "steps"):
+        estimator = estimator.steps[-1][1]
     return [getattr(estimator, name) for name in ("coef_", "intercept_") if hasattr(estimator, name)]
 
 

@@ -26,7 +26,7 @@ HELPDESK = DATA / "helpdesk"
 SPLITS = {"train": "train", "validation": "validation|valid|val|dev", "test": "test", "test_shifted": "test_shifted"}
 SHARES = {"test": 0.2, "validation": 0.1}  # of the texts of each label, where a split must be cut from `train`
 WHOLE = re.compile(r"(0|-?[1-9][0-9]{0,300})(\.0+)?")
-FEW = 3  # examples of a label, below which the notebooks cannot choose settings by cross-validation
+FEW = 3  # examples of a label, below which a curve over examples says nothing
 
 
 @dataclass(frozen=True)
@@ -311,7 +311,7 @@ def _print_notes(rows: dict[str, list[Row]], names: Sequence[str]) -> None:
         if split != "train" and (absent := [name for name in names if not counts[name]]):
             print(f"Careful: no example in '{split}' for {_some(absent)}: scores on it say nothing about these.")
     if few := [name for name in names if found["train"][name] < FEW]:
-        print(f"Careful: fewer than {FEW} examples in 'train' for {_some(few)}: too few to choose settings with them.")
+        print(f"Careful: fewer than {FEW} examples in 'train' for {_some(few)}: hardly enough to learn from.")
     like_lists = _look_like_lists(names)
     if lists := [row for row in rows["train"] if row.label in like_lists]:
         print(

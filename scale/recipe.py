@@ -56,7 +56,7 @@ class Recipe:
     train_examples: int = 384
     results_dir: str = "results"
     precision: str = "auto"
-    steps: int = 200
+    steps: int = 100
     length: int = 20  # vectors of a soft prompt
     targets: str = "all-linear"
     rank: int = 0

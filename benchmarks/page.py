@@ -1,6 +1,5 @@
 """Writes benchmarks/measured.json, and from it docs/speed.md and docs/growth.png: `make bench ARGS=--record`."""
 
-import datetime
 import json
 
 import numpy as np
@@ -8,7 +7,7 @@ import pandas as pd
 
 import benchmarks
 from benchmarks import ROOT
-from tools.measure import hardware, write_rows
+from tools.measure import write_rows
 from tools.results import markdown
 
 NOISE = 2  # points of accuracy (a standard error on the 480 questions of test), or percent of perplexity
@@ -17,12 +16,12 @@ LIMITS = ["row", "limit", "at the limit, s", "ours, s", "share, %", "where it go
 PAGE = """\
 # Speed
 
-Recorded by `{command}`, {date}, on {hardware}. Each measurement is a process of its own, ours and
+Recorded by `make bench`, {date}, on {hardware}. Each measurement is a process of its own, ours and
 theirs by turns, on all cores, with `OMP_WAIT_POLICY=PASSIVE`. Ours are the cells of the notebooks; theirs run in an
 environment of their own, with the same versions, on the same texts, with as many steps. Ours stands before the slash,
 theirs behind it. Seconds are medians, from the texts to the trained model or to the answers, without imports. Times as
 fast: theirs over ours, with the smallest and largest of the pairs. Memory is the peak of the process meanwhile, in
-brackets how much was added: before it, ours has imported what a notebook imports.
+brackets how much was added: before it, ours has imported what a notebook imports.{elsewhere}
 
 What is trained by theirs has two learning rates by turns, the usual one of the library or paper and ten times that. The
 quality is that of `test` at the rate that is better on `validation`, and of ours in the same pairs. More or less
@@ -73,6 +72,7 @@ def peers(runs):
     for (row, peer), both in pairs.groupby(["row", "side_theirs"], sort=False):
         ratios, cost = both["seconds_theirs"] / both["seconds"], both.median(numeric_only=True)
         told, ahead = quality(both)
+        row += " †" * bool(both["elsewhere"].any())
         marks = {"slower": ratios.median() < 1, "less accurate": ahead < -NOISE}
         marks["more memory"] = cost["peak_mib"] > cost["peak_mib_theirs"]
         behind = any(marks.values())
@@ -91,6 +91,7 @@ def limits(runs):
     """What is the least, ours, and our share of that speed."""
     rows = []
     for (row, limit), some in runs.dropna(subset="least").groupby(["row", "side"], sort=False):
+        row += " †" * bool(some["elsewhere"].any())
         medians = [f"{some[name].median():.2f}" for name in ("least", "seconds")]
         rows.append([row, limit, *medians, spread(100 * some["least"] / some["seconds"]), some["told"].iloc[0]])
     return markdown(LIMITS, rows)
@@ -114,21 +115,25 @@ def draw(runs, path):
 
 def page(recorded):
     """The text of docs/speed.md."""
-    runs = pd.DataFrame(recorded[1:])
+    runs = pd.DataFrame(recorded)
+    places = (runs["hardware"] + ", " + runs["date"]).value_counts()
+    hardware, date = places.index[0].rsplit(", ", 1)
+    runs["elsewhere"] = runs["hardware"] + ", " + runs["date"] != places.index[0]
+    elsewhere = f" †: measured on {'; '.join(places.index[1:])}." if len(places) > 1 else ""
     grown = {f"{cost} by {one.side}": points for one in runs[runs["row"] == "growth"].itertuples()
              for cost, points in one.growth.items()}  # fmt: skip
     powers = {name: np.polyfit(*np.log(points).T, 1)[0] for name, points in grown.items()}
     told, steep = (", ".join(f"{k} {p:.2f}" for k, p in powers.items() if p > least) for least in (-9, 1.2))
     behind, ahead = peers(runs)
     found = {"behind": behind, "ahead": ahead, "limits": limits(runs), "noise": NOISE}
-    return PAGE.format(**recorded[0], **found, powers=told, steep=steep or "nothing")
+    found |= {"hardware": hardware, "date": date, "elsewhere": elsewhere}
+    return PAGE.format(**found, powers=told, steep=steep or "nothing")
 
 
-def record(command):
-    """Take what is finished to benchmarks/measured.json, with where and when, and write the page and the figure."""
-    about = {"command": command, "date": datetime.date.today().isoformat(), "hardware": hardware()}
+def record():
+    """Take what is finished to benchmarks/measured.json, and write the page and the figure."""
     lines = (benchmarks.FOLDER / "measured.jsonl").read_text(encoding="utf-8").splitlines()
-    recorded = [about, *map(json.loads, lines)]
+    recorded = [*map(json.loads, lines)]
     write_rows(ROOT / "benchmarks" / "measured.json", recorded)
     (ROOT / "docs" / "speed.md").write_text(page(recorded), encoding="utf-8", newline="\n")
-    draw(pd.DataFrame(recorded[1:]), ROOT / "docs" / "growth.png")
+    draw(pd.DataFrame(recorded), ROOT / "docs" / "growth.png")

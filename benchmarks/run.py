@@ -8,6 +8,7 @@ benchmarks/measured.json and writes docs/speed.md.
 """
 
 import argparse
+import datetime
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ import time
 
 import benchmarks
 from benchmarks import ROOT
+from tools.measure import hardware
 
 PEERS = ROOT / ".venv-bench" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 DOCS = 192  # docstrings to train on: 24 steps of 8, once through them
@@ -122,6 +124,7 @@ def bench(quick, row):
         start("ours", "prepare", {"quick": quick})
     for number, (who, module, function, told) in enumerate(todo, 1):
         line = dict(zip(("row", "side", "pair"), who)) | {"module": module, "rate": told.get("rate")}
+        line |= {"date": datetime.date.today().isoformat(), "hardware": hardware()}
         line |= start(module, function, told)
         with log.open("a") as stream:
             stream.write(json.dumps(line) + "\n")
@@ -134,11 +137,13 @@ if __name__ == "__main__":
     parser.add_argument("--row", default="", metavar="TEXT", help="only rows and sides with this in their name")
     parser.add_argument("--record", action="store_true", help="write benchmarks/measured.json and docs/speed.md")
     options = parser.parse_args()
+    if options.quick and options.record:
+        parser.error("a --quick run is no measurement: there is nothing to --record")
     if options.quick:
         benchmarks.FOLDER = benchmarks.FOLDER / "quick"
     if options.record:
         from benchmarks import page  # imports torch
 
-        page.record(f"make bench{' ARGS=--quick' * options.quick}")
+        page.record()
     else:
         bench(options.quick, options.row)

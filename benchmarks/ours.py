@@ -10,7 +10,8 @@ from benchmarks import FOLDER, JUDGED, ROOT, accuracy, main, perplexity
 from helpers.docstrings import Docstrings, Pair
 
 SETUP = {  # cells that come before what is measured; [:-1]: without its last statement, which would train or show
-    "features": ("01_feature_extraction", "imports parameters data encoder fill-pool mean-pool in-batches"),
+    "features": ("01_feature_extraction", "imports parameters data count-words encoder fill-pool mean-pool "
+                                          "in-batches"),
     "topics": ("02_lora", "imports parameters topics trainer-settings fit classifier adapt[:-1]"),
     "lora": ("02_lora", "imports parameters docstrings topics language-model picture trainer-settings fit flat "
                         "teach[:-1]"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -186,21 +188,39 @@ def generate(
         new_tokens: where a reply that does not end is cut off.
     """
     model.eval()
-    found, batches = {}, _similar([len(prompt) for prompt in prompts], batch)
-    bar = progress(what="writing", total=len(batches) * (1 + new_tokens))
-    ticks = SimpleNamespace(put=lambda _: bar.update(), end=lambda: None)  # told of the prompt, then of each token
-    options = {"max_new_tokens": new_tokens, "do_sample": False, "use_cache": True, "streamer": ticks}
-    for number, chosen in enumerate(batches, 1):
-        asked = tokenizer([prompts[i] for i in chosen], padding=True, padding_side="left", return_tensors="pt")
-        asked = {name: asked[name].to(machine.device) for name in ("input_ids", "attention_mask")}
-        with machine.autocast():
-            written = model.generate(**asked, **options)
-        bar.update(number * (1 + new_tokens) - bar.n)  # those that were not needed
-        written = written[:, asked["input_ids"].shape[1] :]
-        ended = (written == tokenizer.eos_token_id).any(1).tolist()
-        texts = tokenizer.batch_decode(written, skip_special_tokens=True)
-        found |= {i: Reply(text.strip(), done) for i, text, done in zip(chosen, texts, ended)}
-    bar.close()
+    threads = torch.get_num_threads()
+    at_once = max(1, min(threads, len(prompts), 4)) if machine.device == "cpu" else 1
+    batches = _similar([len(prompt) for prompt in prompts], min(batch, -(-len(prompts) // at_once) or 1))
+    bar = progress(what="writing", total=len(batches[::at_once]) * (1 + new_tokens))
+    ticks = SimpleNamespace(put=lambda _: bar.update(), end=lambda: bar.update(-bar.n % (1 + new_tokens)))
+
+    def write(model: nn.Module, batches: list[list[int]], streamer: Any = None) -> dict[int, Reply]:
+        found = {}
+        for chosen in batches:
+            asked = tokenizer([prompts[i] for i in chosen], padding=True, padding_side="left", return_tensors="pt")
+            asked = {name: asked[name].to(machine.device) for name in ("input_ids", "attention_mask")}
+            options = {"max_new_tokens": new_tokens, "do_sample": False, "use_cache": True, "streamer": streamer}
+            with machine.autocast():
+                written = model.generate(**asked, **options)[:, asked["input_ids"].shape[1] :]
+            ended = (written == tokenizer.eos_token_id).any(1).tolist()
+            texts = tokenizer.batch_decode(written, skip_special_tokens=True)
+            found |= {i: Reply(text.strip(), done) for i, text, done in zip(chosen, texts, ended)}
+        return found
+
+    # Steps of one token leave all cores but one idle; batches beside each other do not. PEFT changes a model while it
+    # writes, so each thread has modules of its own, over the same weights.
+    weights = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    torch.set_num_threads(threads // at_once)
+    try:
+        with ThreadPoolExecutor(at_once) as pool:
+            twins = [copy.deepcopy(model, dict(weights)) for _ in range(1, at_once)]
+            others = [pool.submit(write, twin, batches[n::at_once]) for n, twin in enumerate(twins, 1)]
+            found = write(model, batches[::at_once], ticks)
+            for other in others:
+                found |= other.result()
+    finally:
+        torch.set_num_threads(threads)
+        bar.close()
     return [found[i] for i in range(len(prompts))]
 
 

@@ -126,6 +126,11 @@ def test_both_sides_train(data):
     assert words.decode([token for token in long["labels"] if token != -100]).startswith("Add two.")
 
 
+def test_features_are_fitted(data):
+    found = ours.features(data, benchmarks.Clock(), task="helpdesk", train_examples=96, seed=0)
+    assert found["measure"] == "accuracy" and 35 < found["test"] < 65
+
+
 def test_limits_are_below_what_is_measured(data):
     for side, told in {"products": {"side": "language", "technique": "lora", "steps": 1}, "reading": {}}.items():
         clock = benchmarks.Clock()

@@ -1,10 +1,20 @@
 """`fit` and `predict`: every loss is kept, what cannot work is refused, the order of the rows does not matter."""
 
+import peft
 import pytest
 import torch
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening, DataCollatorWithPadding
 
-from helpers import choose_machine, fit, load_classifier, load_encoder, load_language_model, load_task, predict
+from helpers import (
+    choose_machine,
+    fit,
+    generate,
+    load_classifier,
+    load_encoder,
+    load_language_model,
+    load_task,
+    predict,
+)
 from helpers.attention import texts_of
 from helpers.docstrings import mask_prompt
 from helpers.errors import ParameterError
@@ -100,6 +110,42 @@ def test_the_texts_of_a_row_are_read_from_its_mask(mask, lengths):
 
 def test_the_shipped_model_reads_text_by_text():
     assert load_language_model(quiet=True)[0].config._attn_implementation == "text_by_text"
+
+
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+PROMPTED = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 4}
+WRITERS = [None, peft.LoraConfig(init_lora_weights=False, target_modules="all-linear")]
+WRITERS += [peft.PromptTuningConfig(**PROMPTED), peft.PrefixTuningConfig(**PROMPTED)]
+
+
+@pytest.mark.parametrize("config", WRITERS, ids=lambda config: type(config).__name__)
+def test_batches_that_are_written_beside_each_other_are_those_written_one_by_one(config, three_threads):
+    """Threads end at different times: a reply of the first may be long, those of the others short."""
+    model, words = load_language_model(dtype=torch.float64, quiet=True)  # so that rounding decides nothing
+    torch.manual_seed(0)
+    model = peft.get_peft_model(model, config).double() if config else model
+    weights = {name: p.data_ptr() for name, p in model.named_parameters()}
+    prompts = [f"def {name}({', '.join('abcd'[: 1 + n % 4])}):\n" for n, name in enumerate(["add", "to_path"] * 5)]
+    together = generate(model, words, prompts, machine=MACHINE, new_tokens=24)
+    assert torch.get_num_threads() == 3 and weights == {name: p.data_ptr() for name, p in model.named_parameters()}
+    torch.set_num_threads(1)
+    assert generate(model, words, prompts, machine=MACHINE, new_tokens=24, batch=1) == together
+    assert len({reply.text for reply in together}) >= 3
+
+
+def test_a_model_that_cannot_write_in_a_thread_says_so_and_leaves_the_threads_as_they_were(three_threads):
+    model, words = load_language_model(quiet=True)
+    del model.model.layers[1].mlp.down_proj
+    with pytest.raises(AttributeError):
+        generate(model, words, ["def f():", "def g(a):"], machine=MACHINE, new_tokens=4)
+    assert torch.get_num_threads() == 3
 
 
 def test_a_bar_appears_after_a_second_and_leaves_blanks(capsys):

@@ -186,22 +186,24 @@ def generate(
     Args:
         prompts: texts; they are padded on the left, so that every one goes on from its last token.
         new_tokens: where a reply that does not end is cut off.
+        batch: prompts in a batch at most. On a CPU a batch for each core runs at a time, up to four.
     """
     model.eval()
     threads = torch.get_num_threads()
     at_once = max(1, min(threads, len(prompts), 4)) if machine.device == "cpu" else 1
     batches = _similar([len(prompt) for prompt in prompts], min(batch, -(-len(prompts) // at_once) or 1))
+    padded = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+    asked = [tokenizer([prompts[i] for i in chosen], **padded) for chosen in batches]  # no two threads may pad at once
     bar = progress(what="writing", total=len(batches[::at_once]) * (1 + new_tokens))
     ticks = SimpleNamespace(put=lambda _: bar.update(), end=lambda: bar.update(-bar.n % (1 + new_tokens)))
 
-    def write(model: nn.Module, batches: list[list[int]], streamer: Any = None) -> dict[int, Reply]:
+    def write(model: nn.Module, first: int, streamer: Any = None) -> dict[int, Reply]:
         found = {}
-        for chosen in batches:
-            asked = tokenizer([prompts[i] for i in chosen], padding=True, padding_side="left", return_tensors="pt")
-            asked = {name: asked[name].to(machine.device) for name in ("input_ids", "attention_mask")}
-            options = {"max_new_tokens": new_tokens, "do_sample": False, "use_cache": True, "streamer": streamer}
+        options = {"max_new_tokens": new_tokens, "do_sample": False, "use_cache": True, "streamer": streamer}
+        for chosen, given in zip(batches[first::at_once], asked[first::at_once]):
+            given = {name: given[name].to(machine.device) for name in ("input_ids", "attention_mask")}
             with machine.autocast():
-                written = model.generate(**asked, **options)[:, asked["input_ids"].shape[1] :]
+                written = model.generate(**given, **options)[:, given["input_ids"].shape[1] :]
             ended = (written == tokenizer.eos_token_id).any(1).tolist()
             texts = tokenizer.batch_decode(written, skip_special_tokens=True)
             found |= {i: Reply(text.strip(), done) for i, text, done in zip(chosen, texts, ended)}
@@ -214,8 +216,8 @@ def generate(
     try:
         with ThreadPoolExecutor(at_once) as pool:
             twins = [copy.deepcopy(model, dict(weights)) for _ in range(1, at_once)]
-            others = [pool.submit(write, twin, batches[n::at_once]) for n, twin in enumerate(twins, 1)]
-            found = write(model, batches[::at_once], ticks)
+            others = [pool.submit(write, twin, first) for first, twin in enumerate(twins, 1)]
+            found = write(model, 0, ticks)
             for other in others:
                 found |= other.result()
     finally:

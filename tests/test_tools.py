@@ -75,7 +75,7 @@ def test_a_page_is_what_its_command_writes(path):
 
 
 DRAWN = {
-    "lora": ("02_lora", "rank 16"),
+    "lora": ("02_lora", "LoRA"),
     "qlora": ("03_qlora", "QLoRA"),
     "prompt_tuning": ("04_prompt_tuning", "soft prompt"),
 }

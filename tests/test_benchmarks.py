@@ -5,6 +5,7 @@ import json
 
 import pandas as pd
 import pytest
+import torch
 
 import benchmarks
 import helpers
@@ -136,4 +137,5 @@ def test_limits_are_below_what_is_measured(data):
         clock = benchmarks.Clock()
         found = getattr(limits, side)(data, clock, **told)
         assert 0 < found["least"] < clock.found["seconds"], found
-    assert found["told"].startswith(("96 steps", "95 steps"))
+    batches = min(4, torch.get_num_threads())  # `generate` writes so many at a time, each with steps of its own
+    assert 95 * batches <= int(found["told"].split()[0]) <= 96 * batches

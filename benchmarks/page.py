@@ -116,10 +116,11 @@ def draw(runs, path):
 def page(recorded):
     """The text of docs/speed.md."""
     runs = pd.DataFrame(recorded)
-    places = (runs["hardware"] + ", " + runs["date"]).value_counts()
-    hardware, date = places.index[0].rsplit(", ", 1)
-    runs["elsewhere"] = runs["hardware"] + ", " + runs["date"] != places.index[0]
-    elsewhere = f" †: measured on {'; '.join(places.index[1:])}." if len(places) > 1 else ""
+    place = runs["hardware"] + ", " + runs["date"]
+    most, *others = place.value_counts().index
+    runs["elsewhere"] = place != most
+    hardware, date = most.rsplit(", ", 1)
+    elsewhere = f" †: measured on {'; '.join(others)}." if others else ""
     grown = {f"{cost} by {one.side}": points for one in runs[runs["row"] == "growth"].itertuples()
              for cost, points in one.growth.items()}  # fmt: skip
     powers = {name: np.polyfit(*np.log(points).T, 1)[0] for name, points in grown.items()}

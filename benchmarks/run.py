@@ -122,9 +122,9 @@ def bench(quick, row):
     make_peers()
     if not (folder / "data.json").exists():
         start("ours", "prepare", {"quick": quick})
+    here = {"date": datetime.date.today().isoformat(), "hardware": hardware()}
     for number, (who, module, function, told) in enumerate(todo, 1):
-        line = dict(zip(("row", "side", "pair"), who)) | {"module": module, "rate": told.get("rate")}
-        line |= {"date": datetime.date.today().isoformat(), "hardware": hardware()}
+        line = dict(zip(("row", "side", "pair"), who)) | {"module": module, "rate": told.get("rate")} | here
         line |= start(module, function, told)
         with log.open("a") as stream:
             stream.write(json.dumps(line) + "\n")

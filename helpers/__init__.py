@@ -17,7 +17,7 @@ from .memory import memory_bill  # noqa: E402
 from .models import load_classifier, load_encoder, load_language_model, transformer_blocks  # noqa: E402
 from .scoreboard import Scoreboard  # noqa: E402
 from .tasks import load_task  # noqa: E402
-from .training import fit, generate, predict  # noqa: E402
+from .training import each_batch, fit, generate, predict  # noqa: E402
 from .waiting import progress  # noqa: E402
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "check",
     "choose_machine",
     "count_parameters",
+    "each_batch",
     "errors",
     "fingerprint",
     "fit",

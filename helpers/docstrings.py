@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import gc
 import hashlib
+import json
+import os
 import re
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from docstring_parser import DocstringStyle, ParseError, parse
 from docstring_parser.common import DocstringParam
+from huggingface_hub import constants
 from transformers import PreTrainedTokenizerBase
 
 from .errors import DataError, ParameterError
@@ -242,12 +247,28 @@ def python_files(package: metadata.Distribution) -> list[Path]:
 
 @lru_cache
 def read_package(name: str) -> Found:
-    """Usable functions of an installed package, what was left out, by reason, and what has no docstring."""
+    """Usable functions of an installed package, what was left out, by reason, and what has no docstring.
+
+    All packages take some twenty seconds, so what was found is kept beside the Hub's models, for each version of the
+    package and of what reads it.
+    """
     try:
         package = metadata.distribution(name)
     except metadata.PackageNotFoundError:
         return [], Counter({f"package {name}, which is not installed": 1}), []
-    return _read(Path(package.locate_file("")), python_files(package), section_only=True)
+    read_by = (Path(__file__).read_bytes(), sys.version, metadata.version("docstring-parser"))
+    kept = Path(constants.HF_HOME) / "fine-tuning-techniques" / hashlib.sha256(repr(read_by).encode()).hexdigest()[:16]
+    kept /= f"{name}-{package.version}.json"
+    with contextlib.suppress(OSError, ValueError):
+        found, reasons, bare = json.loads(kept.read_text(encoding="utf-8"))
+        return [(*text, tuple(map(tuple, names)), where) for *text, names, where in found], Counter(reasons), bare
+    read = _read(Path(package.locate_file("")), python_files(package), section_only=True)
+    with contextlib.suppress(OSError):  # a home that cannot be written to
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        draft = kept.with_suffix(f".{os.getpid()}")  # so that nobody reads half of a file
+        draft.write_text(json.dumps(read), encoding="utf-8")
+        draft.replace(kept)
+    return read
 
 
 def read_code(code: str) -> Found:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from helpers import choose_machine, generate, load_docstrings, load_language_model
+from helpers import choose_machine, docstrings, generate, load_docstrings, load_language_model
 from helpers.docstrings import UNSEEN, Reply, grade, mask_prompt, names_of, write
 from helpers.errors import DataError, ParameterError
 from helpers.hub import LANGUAGE_MODEL
@@ -169,6 +169,20 @@ RIGHT = {
     style: write(style, "Scale it.", [("image", "What."), ("*sizes", "By what.")]) for style in ("google", "numpy")
 }
 SIGNATURE = "def scale(image, *sizes):"
+
+
+def test_what_a_package_holds_is_read_once_and_anew_where_the_file_is_broken(tmp_path, monkeypatch):
+    read = docstrings.read_package.__wrapped__
+    monkeypatch.setattr(docstrings.constants, "HF_HOME", tmp_path)
+    first, refuse = read("docstring-parser"), lambda *_, **__: pytest.fail("it was read again")
+    (kept,) = tmp_path.rglob("docstring-parser-*")
+    with monkeypatch.context() as patched:
+        patched.setattr(docstrings, "_read", refuse)
+        assert read("docstring-parser") == first and len(first[0]) > 5
+    kept.write_text("[", encoding="utf-8")
+    assert read("docstring-parser") == first and kept.stat().st_size > 1000
+    monkeypatch.setattr(docstrings.constants, "HF_HOME", kept)  # no folder can be made there
+    assert read("docstring-parser") == first
 
 
 @pytest.mark.parametrize("style", ["google", "numpy"])

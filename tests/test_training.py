@@ -7,6 +7,7 @@ from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening, Dat
 
 from helpers import (
     choose_machine,
+    each_batch,
     fit,
     generate,
     load_classifier,
@@ -18,6 +19,7 @@ from helpers import (
 from helpers.attention import texts_of
 from helpers.docstrings import mask_prompt
 from helpers.errors import ParameterError
+from helpers.models import Classifier, active_dropout
 from helpers.waiting import progress
 
 MACHINE = choose_machine(device="cpu", precision="float32")
@@ -46,6 +48,33 @@ def test_every_loss_is_kept_and_the_model_learns(task):
     assert (found.argmax(1) == torch.tensor(data.targets("train"))).float().mean() > 0.8
     backwards = predict(model, rows[::-1], collator, machine=MACHINE)
     assert torch.allclose(found, backwards.flip(0), atol=1e-5)
+
+
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_batches_that_are_read_beside_each_other_are_those_read_one_by_one(task, three_threads):
+    _, rows, collator = task
+    encoder = load_encoder(quiet=True)[0]
+    batches = [{k: v for k, v in collator(rows[i : i + 3]).items() if k != "labels"} for i in range(0, 24, 3)]
+
+    def layers(batch):
+        return torch.stack(encoder(**batch, output_hidden_states=True).hidden_states)
+
+    together = each_batch(layers, batches, MACHINE)
+    assert torch.get_num_threads() == 3 and len(together) == 8 and not together[0].requires_grad
+    torch.set_num_threads(1)
+    alone = each_batch(layers, batches, MACHINE)
+    assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(together, alone, strict=True))
+    torch.set_num_threads(3)
+    with pytest.raises(TypeError):
+        each_batch(layers, [None, *batches], MACHINE)
+    assert torch.get_num_threads() == 3
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_rate_and_remedy(task):
@@ -80,6 +109,46 @@ def test_accumulated_gradients_give_the_loss_of_the_whole_batch(task):
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
+PROMPTED = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 4}
+WRITERS = [None, peft.LoraConfig(init_lora_weights=False, target_modules="all-linear")]
+WRITERS += [peft.PromptTuningConfig(**PROMPTED), peft.PrefixTuningConfig(**PROMPTED)]
+
+
+@pytest.mark.parametrize("config", WRITERS, ids=lambda config: type(config).__name__)
+@pytest.mark.parametrize("gathered", [1, 2])
+def test_halves_beside_each_other_train_like_the_whole_batch_and_twice_alike(config, gathered, three_threads):
+    """One thread leaves the batch whole. The last row has nothing to learn, the others different lengths."""
+    trained = []
+    for threads in (1, 3, 3):
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        model, words = load_language_model(quiet=True)
+        model = peft.get_peft_model(model, config) if config else model
+        rows = [mask_prompt(words, "def name(a, b):\n", f"Return it{' to them' * n}.") for n in range(6)]
+        rows += [{**rows[0], "labels": [-100] * len(rows[0]["labels"])}]
+        numbers = {"steps": 3, "rate": 1e-3, "batch": 3, "gathered": gathered, "weight_decay": 0.0, "seed": 1}
+        losses = fit(model, rows, DataCollatorForSeq2Seq(words), machine=MACHINE, optimizer=torch.optim.SGD, **numbers)
+        assert torch.get_num_threads() == threads
+        trained.append((losses, [p.detach() for p in model.parameters() if p.requires_grad]))
+    whole, halves, again = trained
+    assert halves[0] == pytest.approx(whole[0], rel=1e-5)
+    assert all(torch.allclose(one, other, rtol=1e-4, atol=1e-6) for one, other in zip(halves[1], whole[1]))
+    assert halves[0] == again[0] and all(map(torch.equal, halves[1], again[1]))
+
+
+def test_a_classifier_has_no_dropout_and_a_model_that_has_is_left_whole(task, three_threads):
+    data, rows, collator = task
+    encoder = load_encoder(quiet=True)[0]
+    assert active_dropout(encoder) and not active_dropout(load_classifier(labels=data.labels))
+    seen = []
+    for model in (load_classifier(labels=data.labels), Classifier(encoder, data.labels)):
+        sizes = []
+        model.head.register_forward_pre_hook(lambda _, given, sizes=sizes: sizes.append(len(given[0])))
+        fit(model, rows, collator, steps=1, rate=1e-3, machine=MACHINE, batch=6)
+        seen.append(sizes)
+    assert seen == [[3, 3], [6]]
+
+
 def test_flattened_texts_train_a_model_as_padded_ones_do():
     """Where a cache of keys and values is kept, texts in one row would see each other."""
     losses = []
@@ -110,19 +179,6 @@ def test_the_texts_of_a_row_are_read_from_its_mask(mask, lengths):
 
 def test_the_shipped_model_reads_text_by_text():
     assert load_language_model(quiet=True)[0].config._attn_implementation == "text_by_text"
-
-
-@pytest.fixture
-def three_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
-
-
-PROMPTED = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 4}
-WRITERS = [None, peft.LoraConfig(init_lora_weights=False, target_modules="all-linear")]
-WRITERS += [peft.PromptTuningConfig(**PROMPTED), peft.PrefixTuningConfig(**PROMPTED)]
 
 
 @pytest.mark.parametrize("config", WRITERS, ids=lambda config: type(config).__name__)

@@ -23,9 +23,14 @@ from tools.run import ROOT, notebooks_of, run_notebook
 
 SEEDS = (0, 1, 2)
 NOTEBOOKS = [path.stem for path in notebooks_of()]
-# Sets of parameters of a notebook; of others `full_size`, or nothing where it has no such parameter.
+# Sets of parameters of a notebook, the largest with steps enough to see each text twice; of others `full_size`, or
+# nothing where it has no such parameter.
 FULL_SIZE: dict[str, list[dict[str, Any]]] = {
-    "01_feature_extraction": [{"train_examples": 96}, {"train_examples": 384}, {"train_examples": 1200}],
+    "01_feature_extraction": [
+        {"train_examples": 96},
+        {"train_examples": 384},
+        {"train_examples": 1200, "fine_tuning_steps": 150},
+    ],
 }
 
 

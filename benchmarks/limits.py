@@ -15,8 +15,11 @@ from benchmarks import FOLDER, Clock, main, memory, ours
 def products(data, clock, *, side, **options):
     """A side of `ours` three times: undisturbed, with the operations of its products counted, and profiled."""
     counted, watched = FlopCounterMode(display=False), profile(activities=[ProfilerActivity.CPU])
+    threads = torch.get_num_threads()
     for around in (clock, counted, watched):
         getattr(ours, side)(data, around, **options)
+        torch.set_num_threads(1)  # what other threads compute is neither counted nor profiled
+    torch.set_num_threads(threads)
     times = {event.key: event.self_cpu_time_total for event in watched.key_averages()}
     spans = [event.time_range for event in watched.events()]
     whole = max(span.end for span in spans) - min(span.start for span in spans)

@@ -17,12 +17,11 @@ PAGE = """\
 # Speed
 
 Recorded by `make bench`, {date}, on {hardware}. Each measurement is a process of its own, ours and
-theirs by turns, on all cores. Ours are the cells of the notebooks, with `OMP_WAIT_POLICY=PASSIVE`, which `helpers`
-sets; theirs run without it, in an environment of their own, with the same versions, on the same texts, with as many
-steps. Ours stands before the slash, theirs behind it. Seconds are medians, from the texts to the trained model or to
-the answers, without imports. Times as fast: theirs over ours, with the smallest and largest of the pairs. Memory is the
-peak of the process meanwhile, in brackets how much was added: before it, ours has imported what a notebook
-imports.{elsewhere}
+theirs by turns, on all cores, with `OMP_WAIT_POLICY=PASSIVE`. Ours are the cells of the notebooks; theirs run in an
+environment of their own, with the same versions, on the same texts, with as many steps. Ours stands before the slash,
+theirs behind it. Seconds are medians, from the texts to the trained model or to the answers, without imports. Times as
+fast: theirs over ours, with the smallest and largest of the pairs. Memory is the peak of the process meanwhile, in
+brackets how much was added: before it, ours has imported what a notebook imports.{elsewhere}
 
 What is trained by theirs has two learning rates by turns, the usual one of the library or paper and ten times that. The
 quality is that of `test` at the rate that is better on `validation`, and of ours in the same pairs. More or less

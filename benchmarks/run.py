@@ -101,7 +101,7 @@ def start(module, function, options):
     """Run it in a process of its own; what it found. A failure ends the benchmark, and says what it wrote."""
     about = os.environ | {"PYTHONPATH": str(ROOT), "BENCH_FOLDER": str(benchmarks.FOLDER), "MPLBACKEND": "Agg"}
     about |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    about["OMP_WAIT_POLICY"] = options.get("policy", "unset" if module == "peers" else "PASSIVE")  # theirs as they come
+    about["OMP_WAIT_POLICY"] = options.get("policy", "PASSIVE")
     if about["OMP_WAIT_POLICY"] == "unset":
         del about["OMP_WAIT_POLICY"]
     told = [PEERS if module == "peers" else sys.executable, "-m", f"benchmarks.{module}", function, json.dumps(options)]

@@ -160,8 +160,7 @@ def in_halves(trainer: Trainer) -> Iterator[None]:
     and gradient are those of the whole batch. A model with dropout is left whole: its draws would depend on which half
     comes first.
     """
-    threads = torch.get_num_threads()
-    if trainer.args.device.type != "cpu" or threads < 2 or active_dropout(trainer.model):
+    if trainer.args.device.type != "cpu" or torch.get_num_threads() < 2 or active_dropout(trainer.model):
         yield
         return
     collate = trainer.data_collator
@@ -193,12 +192,8 @@ def in_halves(trainer: Trainer) -> Iterator[None]:
         return loss
 
     trainer.data_collator, trainer.training_step = halves_of, training_step
-    torch.set_num_threads(threads // 2)
-    try:
-        with ThreadPoolExecutor(2) as pool:
-            yield
-    finally:
-        torch.set_num_threads(threads)
+    with _beside_each_other(2) as pool:
+        yield
 
 
 def refuse_infinite(losses: list[float], rate: float) -> None:
@@ -217,19 +212,14 @@ def each_batch(compute: Callable, batches: Sequence, machine: Machine) -> list[A
 
     On a CPU two batches are computed beside each other, each on half of the cores, for the reason given at `in_halves`.
     """
-    threads = torch.get_num_threads()
-    at_once = 2 if machine.device == "cpu" and threads > 1 and find_spec("transformers.utils.output_capturing") else 1
+    both = machine.device == "cpu" and torch.get_num_threads() > 1 and find_spec("transformers.utils.output_capturing")
 
     def computed(batch: Any) -> Any:
         with torch.no_grad(), machine.autocast():
             return compute(batch)
 
-    torch.set_num_threads(threads // at_once)
-    try:
-        with ThreadPoolExecutor(at_once) as pool:
-            return list(progress(pool.map(computed, batches), "reading", total=len(batches)))
-    finally:
-        torch.set_num_threads(threads)
+    with _beside_each_other(2 if both else 1) as pool:
+        return list(progress(pool.map(computed, batches), "reading", total=len(batches)))
 
 
 def predict(
@@ -261,8 +251,7 @@ def generate(
         batch: prompts in a batch at most. On a CPU a batch for each core runs at a time, up to four.
     """
     model.eval()
-    threads = torch.get_num_threads()
-    at_once = max(1, min(threads, len(prompts), 4)) if machine.device == "cpu" else 1
+    at_once = max(1, min(torch.get_num_threads(), len(prompts), 4)) if machine.device == "cpu" else 1
     batches = _similar([len(prompt) for prompt in prompts], min(batch, -(-len(prompts) // at_once) or 1))
     padded = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
     asked = [tokenizer([prompts[i] for i in chosen], **padded) for chosen in batches]  # no two threads may pad at once
@@ -284,18 +273,28 @@ def generate(
     # Steps of one token leave all cores but one idle; batches beside each other do not. PEFT changes a model while it
     # writes, so each thread has modules of its own, over the same weights.
     weights = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    torch.set_num_threads(threads // at_once)
     try:
-        with ThreadPoolExecutor(at_once) as pool:
+        with _beside_each_other(at_once) as pool:
             twins = [copy.deepcopy(model, dict(weights)) for _ in range(1, at_once)]
             others = [pool.submit(write, twin, first) for first, twin in enumerate(twins, 1)]
             found = write(model, 0, ticks)
             for other in others:
                 found |= other.result()
     finally:
-        torch.set_num_threads(threads)
         bar.close()
     return [found[i] for i in range(len(prompts))]
+
+
+@contextmanager
+def _beside_each_other(at_once: int) -> Iterator[ThreadPoolExecutor]:
+    """So many threads, each of which computes on its share of the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads // at_once)
+    try:
+        with ThreadPoolExecutor(at_once) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _similar(lengths: Sequence[int], batch: int) -> list[list[int]]:

@@ -158,9 +158,10 @@ def in_halves(trainer: Trainer) -> Iterator[None]:
     Threads that share one matrix product wait for each other thousands of times a step, and beside a busy process
     nearly always in vain; halves wait once. Their losses are weighted by the tokens, or texts, that count, so that loss
     and gradient are those of the whole batch. A model with dropout is left whole: its draws would depend on which half
-    comes first.
+    comes first. So is one of several processes, which wait for each other once a step as it is.
     """
-    if trainer.args.device.type != "cpu" or torch.get_num_threads() < 2 or active_dropout(trainer.model):
+    one_cpu = trainer.args.device.type == "cpu" and trainer.args.world_size == 1
+    if not one_cpu or torch.get_num_threads() < 2 or active_dropout(trainer.model):
         yield
         return
     collate = trainer.data_collator

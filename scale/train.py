@@ -35,7 +35,7 @@ from helpers.errors import DeviceError, TutorialError
 from helpers.hub import find_model
 from helpers.machine import Machine
 from helpers.models import language_model_config
-from helpers.training import trainer_settings
+from helpers.training import in_halves, trainer_settings
 from recipe import FSDP, LARGE, RANK, SHARDED, SMALL, WORLD, Recipe, check_bill, check_processes, read_recipe, settle
 
 FREE = ("processes", "save_every", "card_gib", "score", "results_dir")  # what a resumed run may have otherwise
@@ -163,7 +163,8 @@ def train(recipe: Recipe, resume: bool) -> None:
         trainer = Resumable(
             recipe=recipe, make_optimizer=partial(optimizer, weight_decay=decay), about=about, **options
         )
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with in_halves(trainer):  # as the notebooks train
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         run.losses = trainer.losses()
         held = (getattr(p, "to_local", lambda p=p: p)().numel() for p in trainer.model.parameters())
